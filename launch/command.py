@@ -1,0 +1,19 @@
+"""What every command line shares: a user's mistake ends in one message and exit code 2, Ctrl-C in exit code 130."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from pipeline.errors import EXIT_CODE, UserError
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run `main`. Under torchrun only rank 0 prints the mistake, since all ranks make the same one."""
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        sys.exit(130)

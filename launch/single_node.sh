@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Train on this machine: one process a GPU, or two on a machine without one.
+#
+#   launch/single_node.sh configs/alexnet.yaml data.train=data/mine/train data.validation=data/mine/validation
+#   NPROC=4 launch/single_node.sh configs/vgg16.yaml ...     # another number of processes
+#
+# The same command goes on after the last checkpoint. Ends with the exit code of the job: 0 done, 2 a mistake in the
+# config or the data (told in one message, before anything starts), else a crash.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+
+if [ -z "${NPROC:-}" ]; then
+  NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+  [ "$NPROC" -gt 0 ] || NPROC=$(( $(nproc) < 2 ? 1 : 2 ))
+fi
+case " $* " in *" -h "* | *" --help "*) exec "$PYTHON" -m launch.train --help ;; esac
+"$PYTHON" -m launch.train "$@" --check --processes "$NPROC"
+
+cores=$(nproc)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > NPROC ? cores / NPROC : 1 ))}
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$NPROC" -m launch.train "$@"

@@ -1,0 +1,58 @@
+"""Train: python -m launch.train CONFIG.yaml [key=value ...], alone or under torchrun (launch/single_node.sh does that).
+
+The same command goes on after the last checkpoint of the run folder. --check looks at config, data and checkpoint, says
+what would happen, and starts nothing.
+"""
+
+import argparse
+
+from launch.command import run_command
+from pipeline.config import describe, load
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.train",
+        description=__doc__,
+        epilog="keys, with their defaults:\n" + describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="a YAML file, for example configs/alexnet.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to it, for example optimizer.lr=0.02"
+    )
+    parser.add_argument("--check", action="store_true", help="only check everything; exit code 2 if something is wrong")
+    parser.add_argument("--processes", type=int, default=None, help="with --check: how many processes will be started")
+    words = parser.parse_intermixed_args()
+    config = load(words.config, words.overrides)
+
+    from pipeline.preflight import prepare
+    from pipeline.runtime import place, start
+
+    flight = prepare(config, words.processes or place().world)
+    if words.check:
+        micro_batch, micro_steps = config.train.split(words.processes or place().world)
+        step = flight.progress.step
+        print(
+            f"{flight.run}: {config.model.name} on {flight.index.num_samples:,} images of {len(flight.index.classes)} "
+            f"classes, {words.processes or place().world} x {micro_batch} images x {micro_steps} a step, "
+            + (f"going on after step {step}" if step else "from the start")
+        )
+        return
+
+    from pipeline.train import length_of, order_of, train
+
+    total = length_of(config, order_of(flight.index, config.data, config.train.global_batch, config.seed)).total
+    if flight.progress.step >= total:
+        if place().rank == 0:
+            print(
+                f"{flight.run} is finished: step {flight.progress.step} of {total}. Score it with: python -m "
+                f"launch.evaluate {flight.run}; train longer with train.epochs=..., or anew with run=..."
+            )
+        return
+    with start() as runtime:
+        train(config, flight, runtime)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,346 @@
+"""The typed configuration: a YAML file per recipe, changed by dotted words on the command line.
+
+    config = load("configs/alexnet.yaml", ["data.train=data/imagenet/train", "optimizer.lr=0.02"])
+
+Every field stands below with its type, default and meaning, and something reads it. Unknown or ill-typed keys and
+contradictions raise UserError, naming the key, the value and the next action, before a GPU or a shard is touched.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+View = Literal["centre", "five", "ten"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("is true or false, which is no value for this key")
+        return value
+
+
+class Data(Section):
+    train: Path | None = None
+    """Folder of the packed training set (it holds manifest.json)."""
+    validation: Path | None = None
+    """Folder of the packed validation set; none: training goes without evaluation."""
+    recipe: Literal["alexnet", "vgg", "inception"] = "alexnet"
+    """How training windows are chosen: alexnet (a crop of the central square), vgg (random scale), inception (random
+    area and aspect ratio)."""
+    crop_px: Positive = 224
+    """Side of the square that the network sees, in pixels."""
+    resize_px: Positive = 256
+    """Short side before cropping, in recipe alexnet and in every evaluation."""
+    scale_px: tuple[Positive, Positive] = (256, 512)
+    """Range of the short side before cropping, in recipe vgg."""
+    area: tuple[Fraction, Fraction] = (0.08, 1.0)
+    """Range of the window's share of the image, in recipe inception."""
+    aspect: tuple[NotNegative, NotNegative] = (3 / 4, 4 / 3)
+    """Range of the window's width over height, in recipe inception."""
+    pca_std: NotNegative = 0.1
+    """Standard deviation of the PCA colour noise (AlexNet 2012, section 4.1); 0 turns it off."""
+    pca: Literal["imagenet", "shards"] = "imagenet"
+    """Whose RGB covariance the colour noise follows: ImageNet's, or the one measured when data.train was packed."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from R, G, B in 0..1."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """R, G, B in 0..1 are divided by this, after the mean."""
+    shuffle: Literal["global", "windowed"] = "global"
+    """global: a permutation of all samples per epoch. windowed: shards, then samples within `window_shards` shards."""
+    window_shards: Positive = 16
+    """How many shards a windowed shuffle mixes."""
+    decoder: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where images are decoded; auto: on the GPU when there is one."""
+    threads: Positive | None = None
+    """DALI's CPU threads per process; none: the machine's cores over its processes."""
+    prefetch: Positive = 2
+    """Batches that DALI prepares ahead."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.crop_px > self.resize_px:
+            raise ValueError(f"data.crop_px={self.crop_px} must not be more than data.resize_px={self.resize_px}")
+        for name in ("scale_px", "area", "aspect"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"data.{name}=[{low}, {high}] must be a range: 0 < low <= high")
+        if self.recipe == "vgg" and self.scale_px[0] < self.crop_px:
+            raise ValueError(f"data.scale_px starts at {self.scale_px[0]}, below data.crop_px={self.crop_px}")
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std={list(self.std)} must be positive")
+        return self
+
+
+class Model(Section):
+    name: str = "alexnet"
+    """alexnet_2012, alexnet, vgg11, vgg13, vgg16c, vgg16, vgg19 (and _bn), torchvision:NAME, package.module:factory."""
+    num_classes: Positive | None = None
+    """Outputs; none: as many as the training set has classes."""
+    width: Annotated[float, Field(gt=0)] | None = None
+    """Factor on the numbers of channels and hidden units; none: the model's own (1)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout of the hidden fully connected layers; none: the model's own (0.5)."""
+    groups: Positive | None = None
+    """Groups of alexnet_2012's convolutions 2, 4 and 5; none: 2, as in the paper. 1 is the textbook's single tower."""
+    init: Literal["paper", "kaiming"] | None = None
+    """VGG's initialisation; none: kaiming, since the paper's own needs a pretrained shallower net to train from."""
+    weights: str | None = None
+    """Start from these weights: a .safetensors or torch file, a checkpoint folder, or `torchvision` (published)."""
+    reset_head: bool = False
+    """With `weights`: allow another number of classes, and start the last layer afresh."""
+
+    def settings(self) -> dict[str, Any]:
+        """The optional settings that were given, for `models.build`."""
+        chosen = {name: getattr(self, name) for name in ("width", "dropout", "groups", "init")}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+class Optimizer(Section):
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate at its highest, for the whole global batch (it is not scaled by anything)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    weight_decay: NotNegative = 5e-4
+    """Weight decay of weights."""
+    weight_decay_bias_norm: NotNegative | None = None
+    """Weight decay of biases and normalisation layers; none: as weights, which is what the papers did."""
+    clip_norm: NotNegative = 0.0
+    """Largest norm of the whole gradient; 0: no clipping."""
+
+
+class Schedule(Section):
+    kind: Literal["constant", "step", "multistep", "cosine", "polynomial", "plateau"] = "constant"
+    """Shape of the learning rate after the warmup."""
+    warmup_epochs: NotNegative = 0.0
+    """Linear rise from lr / steps to lr over so many epochs."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """step, multistep, plateau: what the learning rate is multiplied by."""
+    every_epochs: Annotated[float, Field(gt=0)] = 30.0
+    """step: epochs between drops."""
+    milestones: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """multistep: the epochs at which it drops."""
+    power: Annotated[float, Field(gt=0)] = 2.0
+    """polynomial: exponent."""
+    final_lr: NotNegative = 0.0
+    """cosine, polynomial: learning rate at the end of training."""
+    patience: Positive = 5
+    """plateau: evaluations without a better validation top-1 error before a drop."""
+    max_drops: Positive = 3
+    """plateau: drops at most (the papers dropped three times)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "multistep" and not self.milestones:
+            raise ValueError("schedule.kind=multistep needs schedule.milestones, for example [30, 60, 80]")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"schedule.milestones={list(self.milestones)} must rise")
+        return self
+
+
+class Train(Section):
+    epochs: Annotated[float, Field(gt=0)] = 90.0
+    """Length of the run in epochs; parts of an epoch are fine."""
+    global_batch: Positive = 128
+    """Images per optimizer step, over all processes; it does not change with their number."""
+    micro_batch: Positive | None = None
+    """Most images per process at once; a larger share is accumulated. None: the whole share at once."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing of the cross-entropy."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network, with fp32 weights; auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    log_every_steps: Positive = 50
+    """Steps between logged points."""
+    checkpoint_every_steps: Positive | None = None
+    """Steps between checkpoints, beside the one at each epoch's end."""
+    keep_checkpoints: Positive = 3
+    """How many checkpoints stay; the oldest go first."""
+
+    def split(self, world: int) -> tuple[int, int]:
+        """(micro_batch, micro_steps) of one process of `world`; their product times `world` is the global batch.
+
+        Raises UserError with the sizes that would work.
+        """
+        share, rest = divmod(self.global_batch, world)
+        if rest:
+            fitting = [size for size in range(1, self.global_batch + 1) if self.global_batch % size == 0]
+            near = sorted(sorted(fitting, key=lambda size: abs(size - world))[:4])
+            lower, upper = share * world, (share + 1) * world
+            raise UserError(
+                f"train.global_batch={self.global_batch} does not divide among {world} processes. Start "
+                f"{' or '.join(map(str, near))} processes, or set train.global_batch to "
+                f"{' or '.join(str(size) for size in (lower, upper) if size)}"
+            )
+        micro_steps = next(
+            n for n in range(1, share + 1) if share % n == 0 and share // n <= (self.micro_batch or share)
+        )
+        return share // micro_steps, micro_steps
+
+
+class Evaluation(Section):
+    every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Epochs between evaluations during training; the last step is always followed by one."""
+    views: tuple[View, ...] = ("centre",)
+    """Views scored during training; the first one decides which checkpoint is the best."""
+    micro_batch: Positive = 64
+    """Images per process at once; ten crops make ten times as many rows of it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise ValueError(f"evaluation.views={list(self.views)} must name each view once")
+        return self
+
+
+class Wandb(Section):
+    project: str = "tencrop"
+    """Project on Weights & Biases."""
+    entity: str | None = None
+    """Team or user; none: the account's default."""
+    name: str | None = None
+    """Name of the run; none: the run folder's name."""
+    tags: tuple[str, ...] = ()
+    """Tags of the run."""
+
+
+class Config(Section):
+    run: Path | None = None
+    """Run folder: checkpoints, metrics.jsonl, config.yaml; training goes on where it stopped. Default: runs/CONFIG."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the order, the windows, the colours, the initial weights and dropout."""
+    tracking: Literal["wandb", "none"] = "wandb"
+    """wandb: log to Weights & Biases, offline without an account or a network. metrics.jsonl is written in any case."""
+    data: Data = Data()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+    wandb: Wandb = Wandb()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.schedule.warmup_epochs >= self.train.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs={self.schedule.warmup_epochs:g} must be less than "
+                f"train.epochs={self.train.epochs:g}"
+            )
+        if self.schedule.milestones and self.schedule.milestones[-1] >= self.train.epochs:
+            raise ValueError(
+                f"schedule.milestones ends at {self.schedule.milestones[-1]:g}, but training ends at "
+                f"train.epochs={self.train.epochs:g}, so that drop would never come"
+            )
+        if self.schedule.kind == "plateau" and self.data.validation is None:
+            raise ValueError("schedule.kind=plateau follows the validation error: set data.validation")
+        if self.schedule.final_lr > self.optimizer.lr:
+            raise ValueError(
+                f"schedule.final_lr={self.schedule.final_lr:g} is above optimizer.lr={self.optimizer.lr:g}"
+            )
+        if self.optimizer.nesterov and self.optimizer.momentum == 0:
+            raise ValueError("optimizer.nesterov=true needs optimizer.momentum above 0")
+        return self
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `key.subkey=value` words in order, check everything. Values are parsed as YAML."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        near = difflib.get_close_matches(
+            str(path), [str(other) for other in path.parent.glob("*.yaml")], n=1, cutoff=0.5
+        )
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{path}: there is no such config file.{hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is no readable YAML file: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold 'key: value' lines, not {type(tree).__name__}")
+    tree.setdefault("run", f"runs/{path.stem}")
+    for word in overrides or []:
+        _apply(tree, word)
+    return parse(tree, str(path))
+
+
+def parse(tree: dict, source: str) -> Config:
+    """A checked Config from nested dictionaries. Raises UserError that starts with `source` and lists every mistake."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        mistakes = [_explain(mistake) for mistake in error.errors()]
+        raise UserError("\n".join([f"{source}:", *(f"  {text}" for text in mistakes)])) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load` reads back to the same Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def keys(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key with its field, in order."""
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= keys(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+def describe() -> str:
+    """One paragraph a key: name, default and meaning, for --help."""
+    lines = []
+    for name, field in keys().items():
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        lines.append(f"  {name}={'none' if default is None else default}\n      {' '.join(field.description.split())}")
+    return "\n".join(lines)
+
+
+def _apply(tree: dict, word: str) -> None:
+    name, equals, text = word.partition("=")
+    if not equals or not name:
+        raise UserError(f"'{word}' is no override. Write key=value, for example optimizer.lr=0.02")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"'{word}': the value is no YAML. Quote it, for example '{name}=\"...\"'") from None
+    if isinstance(value, str) and value.lower() == "none" and name != "tracking":
+        value = None
+    *sections, leaf = name.split(".")
+    for section in sections:
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            tree[section] = below = {}
+        tree = below
+    tree[leaf] = value
+
+
+def _explain(mistake: Any) -> str:
+    name = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        known = [*keys(), *Config.model_fields]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [
+            key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]
+        ]
+        return f"{name} is no known key." + (f" Did you mean {near[0]}?" if near else " See --help for all keys")
+    if mistake["type"] == "value_error":
+        reason = str(mistake["ctx"]["error"])
+        return f"{name}={mistake['input']!r} {reason}" if reason.startswith("is ") else reason
+    wanted = mistake["msg"].removeprefix("Input ").replace("should be", "must be")
+    return f"{name}={mistake['input']!r} {wanted}"

@@ -1,0 +1,40 @@
+"""Encoded bytes of samples, straight out of memory-mapped shards: no copy, no decoding, no state.
+
+In: sample ids. Out: one uint8 view per id. A shard is mapped when it is first needed and stays mapped; the pages are
+the operating system's, shared by all processes of a machine.
+"""
+
+import mmap
+
+import numpy as np
+
+from pipeline.data.index import Index
+from pipeline.errors import UserError
+
+
+class Reader:
+    """Opens shards of `index` on demand. Views stay valid as long as the reader lives."""
+
+    def __init__(self, index: Index):
+        self.index = index
+        self._shards: dict[int, np.ndarray] = {}
+
+    def read(self, ids: np.ndarray) -> list[np.ndarray]:
+        """The encoded images of `ids`, each a read-only uint8 view into its shard."""
+        index = self.index
+        rows = zip(index.shard[ids].tolist(), index.offset[ids].tolist(), index.size[ids].tolist(), strict=True)
+        return [self._map(shard)[offset : offset + size] for shard, offset, size in rows]
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._shards:
+            path = self.index.shard_path(shard)
+            try:
+                with open(path, "rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be opened ({error.strerror}), though it was there at the start"
+                ) from None
+            mapped.madvise(mmap.MADV_RANDOM)
+            self._shards[shard] = np.frombuffer(mapped, np.uint8)
+        return self._shards[shard]

@@ -1,0 +1,131 @@
+"""Which part of each image is seen, whether it is flipped and how its colours change: pure functions of sample ids.
+
+In: heights and widths in pixels, ids, a seed, an epoch. Out: integer source windows, flips and colour shifts. Every
+recipe says "cut this window out of the source image, resize it to `crop_px`", so one DALI graph serves all of them, and
+decoders read only what is needed. All functions are vectorised over samples; no stateful generator is used.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.order import fold, mix
+
+# Eigenvalues and eigenvectors (columns) of the covariance of ImageNet's RGB pixels in 0..1, as published with
+# github.com/facebookarchive/fb.resnet.torch (datasets/imagenet.lua); Krizhevsky et al. 2012, section 4.1.
+IMAGENET_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+IMAGENET_EIGENVECTORS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+)  # rows R, G, B
+
+# What a random number is for. Each use has a stream of its own, so adding one leaves the others as they were.
+_Y, _X, _FLIP, _COLOUR, _SCALE, _AREA = 0, 1, 2, 3, 9, 16
+
+
+@dataclass(frozen=True)
+class Windows:
+    """For n samples: top, left, height, width of the window in source pixels, int32 [n]; flip, bool [n]; and the
+    colour shift to add to pixels in 0..1, float32 [n, 3] in R, G, B."""
+
+    top: np.ndarray
+    left: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    flip: np.ndarray
+    colour: np.ndarray
+
+
+def uniform(seed: int, epoch: int, ids: np.ndarray, stream: int) -> np.ndarray:
+    """One float64 in [0, 1) per id, a function of the arguments alone; 53 random bits."""
+    bits = mix(mix(ids.astype(np.uint64)) ^ fold(seed, epoch, stream))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normal(seed: int, epoch: int, ids: np.ndarray, stream: int) -> np.ndarray:
+    """One standard normal float64 per id (Box-Muller); uses `stream` and `stream + 1`."""
+    radius = np.sqrt(-2.0 * np.log1p(-uniform(seed, epoch, ids, stream)))
+    return radius * np.cos(2.0 * np.pi * uniform(seed, epoch, ids, stream + 1))
+
+
+def alexnet(heights, widths, ids, seed, epoch, *, crop_px: int, resize_px: int, pca=None) -> Windows:
+    """Krizhevsky et al. 2012, sections 2 and 4.1: the short side is scaled to `resize_px`, a random `crop_px` square is
+    cut from the central `resize_px` square, flipped half of the time, with PCA colour noise."""
+    side = np.minimum(heights, widths)
+    window = np.maximum(1, np.rint(side * (crop_px / resize_px))).astype(np.int64)
+    top = (heights - side) // 2 + _offset(uniform(seed, epoch, ids, _Y), side - window)
+    left = (widths - side) // 2 + _offset(uniform(seed, epoch, ids, _X), side - window)
+    return _windows(top, left, window, window, ids, seed, epoch, pca)
+
+
+def vgg(heights, widths, ids, seed, epoch, *, crop_px: int, scale_px: tuple[int, int], pca=None) -> Windows:
+    """Simonyan and Zisserman 2014, section 3.1: the short side is scaled to a random S in `scale_px` (inclusive), a
+    random `crop_px` square is cut from the whole image, flipped half of the time, with the 2012 paper's RGB shift."""
+    low, high = scale_px
+    scale = low + np.floor(uniform(seed, epoch, ids, _SCALE) * (high - low + 1))
+    side = np.minimum(heights, widths)
+    window = np.clip(np.rint(side * (crop_px / scale)), 1, side).astype(np.int64)
+    top = _offset(uniform(seed, epoch, ids, _Y), heights - window)
+    left = _offset(uniform(seed, epoch, ids, _X), widths - window)
+    return _windows(top, left, window, window, ids, seed, epoch, pca)
+
+
+def inception(
+    heights, widths, ids, seed, epoch, *, area: tuple[float, float], aspect: tuple[float, float], pca=None
+) -> Windows:
+    """Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop: a window of random area and aspect ratio
+    anywhere in the image; the first of ten that fits, else the largest central one within the aspect range."""
+    heights, widths = heights.astype(np.int64), widths.astype(np.int64)
+    ratio = np.clip(widths / heights, *aspect)  # of the fallback
+    window_h = np.minimum(heights, np.rint(widths / ratio)).astype(np.int64)
+    window_w = np.minimum(widths, np.rint(heights * ratio)).astype(np.int64)
+    top, left = (heights - window_h) // 2, (widths - window_w) // 2
+    missing = np.ones(len(ids), bool)
+    for attempt in range(10):
+        stream = _AREA + 4 * attempt
+        target = heights * widths * (area[0] + uniform(seed, epoch, ids, stream) * (area[1] - area[0]))
+        log_low, log_high = np.log(aspect[0]), np.log(aspect[1])
+        ratio = np.exp(log_low + uniform(seed, epoch, ids, stream + 1) * (log_high - log_low))
+        h = np.rint(np.sqrt(target / ratio)).astype(np.int64)
+        w = np.rint(np.sqrt(target * ratio)).astype(np.int64)
+        fits = missing & (h > 0) & (w > 0) & (h <= heights) & (w <= widths)
+        top = np.where(fits, _offset(uniform(seed, epoch, ids, stream + 2), heights - h), top)
+        left = np.where(fits, _offset(uniform(seed, epoch, ids, stream + 3), widths - w), left)
+        window_h, window_w = np.where(fits, h, window_h), np.where(fits, w, window_w)
+        missing &= ~fits
+    return _windows(top, left, window_h, window_w, ids, seed, epoch, pca)
+
+
+def centre_square(heights, widths, ids) -> Windows:
+    """Evaluation: the central square with the side of the image's short side, unflipped. Views are cut from it."""
+    side = np.minimum(heights, widths)
+    none = np.zeros(len(ids), bool), np.zeros((len(ids), 3), np.float32)
+    return _pack((heights - side) // 2, (widths - side) // 2, side, side, *none)
+
+
+def pca_of(covariance) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, largest first, and eigenvectors in columns of a 3 x 3 covariance of pixels in 0..1."""
+    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+    return values[::-1].copy(), vectors[:, ::-1].copy()
+
+
+def colour_shift(seed: int, epoch: int, ids: np.ndarray, pca: tuple[np.ndarray, np.ndarray, float]) -> np.ndarray:
+    """Float32 [n, 3] to add to pixels in 0..1: eigenvectors @ (alpha * eigenvalues), three alphas ~ N(0, std) per
+    image. Krizhevsky et al. 2012, section 4.1, where std is 0.1."""
+    values, vectors, std = pca
+    alpha = np.stack([normal(seed, epoch, ids, _COLOUR + 2 * k) for k in range(3)], axis=1) * std
+    return (alpha * values @ vectors.T).astype(np.float32)
+
+
+def _offset(random: np.ndarray, room: np.ndarray) -> np.ndarray:
+    return np.floor(random * (np.maximum(room, 0) + 1)).astype(np.int64)
+
+
+def _pack(top, left, height, width, flip, colour) -> Windows:
+    top, left, height, width = (np.asarray(values, np.int32) for values in (top, left, height, width))
+    return Windows(top, left, height, width, flip, colour)
+
+
+def _windows(top, left, height, width, ids, seed, epoch, pca) -> Windows:
+    flip = uniform(seed, epoch, ids, _FLIP) < 0.5
+    colour = np.zeros((len(ids), 3), np.float32) if pca is None else colour_shift(seed, epoch, ids, pca)
+    return _pack(top, left, height, width, flip, colour)

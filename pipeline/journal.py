@@ -1,0 +1,208 @@
+"""What a run says of itself: one JSON line a logged step, the console, Weights & Biases. Silent off rank 0.
+
+In: points, dictionaries from the keys below to numbers. Out: RUN/metrics.jsonl, a progress bar or plain lines, a W&B
+run that is resumed with the run folder. A dead W&B is a warning; training goes on.
+"""
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.config import Config
+from pipeline.metrics import Score
+
+# All keys that are ever logged.
+STEP, EPOCH = "step", "epoch"
+TRAIN_LOSS, TRAIN_TOP1, TRAIN_TOP5 = "train/loss", "train/top1_error", "train/top5_error"
+LEARNING_RATE = "train/lr"
+IMAGES_PER_S = "speed/images_per_s"
+STEP_S = "speed/step_s"
+DATA_WAIT_S, COMPUTE_S, COMMUNICATION_S = "speed/data_wait_s", "speed/compute_s", "speed/communication_s"
+
+Point = dict[str, float]
+
+
+def eval_point(view: str, score: Score) -> Point:
+    """A point of one view's errors (fractions in 0..1) and loss."""
+    prefix = f"eval/{view}"
+    return {
+        f"{prefix}/top1_error": score.top1_error,
+        f"{prefix}/top5_error": score.top5_error,
+        f"{prefix}/loss": score.loss,
+    }
+
+
+class Sink(Protocol):
+    def log(self, point: Point) -> None: ...
+    def tell(self, text: str) -> None: ...
+    def advance(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Journal:
+    """Hands every point to all sinks; on other ranks it has none, so the loop needs no `if`."""
+
+    def __init__(self, sinks: list[Sink], wandb_id: str | None = None, wandb_folder: str | None = None):
+        self.sinks = sinks
+        self.wandb_id = wandb_id
+        self.wandb_folder = wandb_folder
+
+    def log(self, point: Point) -> None:
+        """Log a point; it must hold `step`."""
+        for sink in self.sinks:
+            sink.log(point)
+
+    def tell(self, text: str) -> None:
+        """A line for the person at the console."""
+        for sink in self.sinks:
+            sink.tell(text)
+
+    def advance(self) -> None:
+        """One more step is done."""
+        for sink in self.sinks:
+            sink.advance()
+
+
+@contextmanager
+def open_journal(
+    config: Config,
+    run: Path,
+    *,
+    is_main: bool,
+    wandb_id: str | None,
+    console: Sink | None = None,
+    resume_step: int | None = None,
+) -> Iterator[Journal]:
+    """The journal of a run folder. With `resume_step`, points that a dead run logged after that step leave the file."""
+    if not is_main:
+        yield Journal([])
+        return
+    sinks: list[Sink] = [console] if console else []
+    sinks.append(JsonLines(run / "metrics.jsonl", resume_step))
+    wandb_folder = None
+    if config.tracking == "wandb":
+        tracker = Wandb(config, run, wandb_id)
+        sinks.append(tracker)
+        wandb_id, wandb_folder = tracker.id, tracker.folder
+    try:
+        yield Journal(sinks, wandb_id, wandb_folder)
+    finally:
+        for sink in reversed(sinks):
+            sink.close()
+
+
+class JsonLines:
+    """One line of JSON a point."""
+
+    def __init__(self, path: Path, resume_step: int | None):
+        if path.exists() and resume_step is not None:
+            kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= resume_step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, path)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115  (closed by close)
+
+    def log(self, point: Point) -> None:
+        self.file.write(json.dumps(point) + "\n")
+
+    def tell(self, text: str) -> None: ...
+    def advance(self) -> None: ...
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)[STEP]
+    except (ValueError, KeyError):
+        return float("inf")  # half a line of a process that was killed
+
+
+class Wandb:
+    """The W&B run of a run folder. Online with an account and a network, else offline: `wandb sync` sends it later.
+
+    Points are drawn over our own `step`: W&B drops points whose own step does not grow, which a resumed run would lose.
+    """
+
+    def __init__(self, config: Config, run: Path, wandb_id: str | None):
+        self.run: Any = None
+        self.id = wandb_id
+        self.folder: str | None = None
+        try:
+            self._start(config, run, wandb_id)
+        except Exception as error:  # whatever W&B does, training goes on
+            _warn(f"W&B does not start ({error}); going on without it. metrics.jsonl has every point")
+
+    def _start(self, config: Config, run: Path, wandb_id: str | None) -> None:
+        import wandb
+
+        settings = wandb.Settings(silent=True, init_timeout=20, console="off")
+        facts: dict[str, Any] = {
+            "project": config.wandb.project,
+            "entity": config.wandb.entity,
+            "name": config.wandb.name or run.resolve().name,
+            "tags": config.wandb.tags,
+            "config": config.model_dump(mode="json"),
+            "id": wandb_id or secrets.token_hex(4),
+            "dir": str(run),
+            "settings": settings,
+        }
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+        try:
+            self.run = wandb.init(**facts, mode=mode, resume="allow" if mode == "online" else None)
+        except Exception as error:
+            if mode == "offline":
+                raise
+            reason = str(error).partition("\n")[0]
+            _warn(f"W&B cannot be reached ({reason}); logging offline. Send it later with: wandb sync {run}/wandb/...")
+            self.run = wandb.init(**facts, mode="offline")
+        self.id = self.run.id
+        self.folder = None if self.run.disabled else str(Path(self.run.dir).parent)
+        self.run.define_metric(STEP)
+        self.run.define_metric("*", step_metric=STEP)
+
+    def log(self, point: Point) -> None:
+        self._try(lambda: self.run.log(point))
+
+    def tell(self, text: str) -> None: ...
+    def advance(self) -> None: ...
+
+    def close(self) -> None:
+        if self.run is not None:
+            self._try(self.run.finish)
+
+    def _try(self, action) -> None:
+        if self.run is None:
+            return
+        try:
+            action()
+        except Exception as error:
+            _warn(f"W&B failed ({error}); going on without it. metrics.jsonl has every point")
+            self.run = None
+
+
+def _has_account() -> bool:
+    import wandb
+
+    return bool(wandb.setup().settings.api_key) or _in_netrc()
+
+
+def _in_netrc() -> bool:
+    import netrc
+    from urllib.parse import urlparse
+
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)

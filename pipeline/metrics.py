@@ -1,0 +1,47 @@
+"""Counting, not averaging: integer counts of right answers on the device, turned into errors once, at the end.
+
+In: log-probabilities [n, classes] and labels [n], -1 for rows to ignore. Out: float64 tensors [seen, correct@1,
+correct@5, loss sum] that add up over batches and ranks; counts below 2^53 stay exact in them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts over `seen` images; errors are fractions in 0..1, loss is the mean cross-entropy in nats."""
+
+    seen: int
+    correct1: int
+    correct5: int
+    loss: float
+
+    @property
+    def top1_error(self) -> float:
+        return 1.0 - self.correct1 / self.seen
+
+    @property
+    def top5_error(self) -> float:
+        return 1.0 - self.correct5 / self.seen
+
+
+def count(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Float64 [4]: seen, correct@1, correct@5, summed loss over the rows whose label is not -1.
+
+    With fewer than five classes correct@5 counts the label among all of them. A row that holds NaN is wrong: NaN sorts
+    first and would else be right by chance.
+    """
+    valid = labels >= 0
+    top = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices
+    hits = (top == labels[:, None]) & valid[:, None] & ~log_probabilities.isnan().any(dim=1, keepdim=True)
+    loss = F.nll_loss(log_probabilities.double(), labels, ignore_index=-1, reduction="sum")
+    return torch.stack([valid.sum().double(), hits[:, 0].sum().double(), hits.any(dim=1).sum().double(), loss])
+
+
+def score(counts: torch.Tensor) -> Score:
+    """A Score from the float64 [4] that `count` sums up to, all ranks added."""
+    seen, correct1, correct5, loss = counts.tolist()
+    return Score(int(seen), int(correct1), int(correct5), loss / max(seen, 1.0))

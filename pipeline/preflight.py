@@ -1,0 +1,106 @@
+"""Everything that can be refused before a GPU is touched: sets, sizes, the run folder and the checkpoint to go on from.
+
+In: a config and the number of processes. Out: a `Flight`, all that training needs. Neither torch nor a GPU is used.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import checkpoint, network
+from pipeline.checkpoint import Progress
+from pipeline.config import Config, parse
+from pipeline.data.index import Index
+from pipeline.data.index import load as load_index
+from pipeline.errors import UserError
+
+# A step means something else when one of these changes, so a run does not go on with another value.
+FIXED = ("seed", "train.global_batch", "data.shuffle", "data.crop_px")
+
+
+@dataclass(frozen=True)
+class Flight:
+    run: Path
+    index: Index
+    validation: Index | None
+    progress: Progress  # of the checkpoint to go on from, or a fresh one
+    checkpoint: Path | None
+    changes: tuple[str, ...]  # config keys that differ from the checkpoint's, in words
+
+
+def prepare(config: Config, world: int) -> Flight:
+    """Check everything that the config names. Raises UserError with the file or key, the value and the next action."""
+    if config.run is None:
+        raise UserError("run is not set: give the run folder, for example run=runs/first")
+    if config.data.train is None:
+        raise UserError(
+            "data.train is not set: give the folder of a packed set, for example data.train=data/mine/train"
+        )
+    network.check(config.model)
+    config.train.split(world)
+    index = load_index(config.data.train)
+    if index.num_samples < config.train.global_batch:
+        raise UserError(
+            f"train.global_batch={config.train.global_batch} is more than the {index.num_samples} samples of "
+            f"{config.data.train}. Choose at most {index.num_samples}"
+        )
+    if config.data.pca == "shards" and config.data.pca_std and index.rgb_covariance is None:
+        raise UserError(
+            f"data.pca=shards, but {index.folder} was indexed without RGB statistics. Use data.pca=imagenet, or pack "
+            f"the images with launch.pack"
+        )
+    validation = load_index(config.data.validation) if config.data.validation else None
+    if validation is not None and validation.classes != index.classes:
+        raise UserError(
+            f"data.validation={config.data.validation} has another class list than data.train={config.data.train} "
+            f"({len(validation.classes)} and {len(index.classes)} classes). Pack both in one command, or the second "
+            f"with --classes {config.data.train}"
+        )
+    if config.model.num_classes is not None and config.model.num_classes < len(index.classes):
+        raise UserError(
+            f"model.num_classes={config.model.num_classes}, but {config.data.train} has {len(index.classes)} classes. "
+            f"Leave model.num_classes out, or give at least {len(index.classes)}"
+        )
+    folder = checkpoint.latest(config.run)
+    if folder is None:
+        fresh = Progress(data_fingerprint=index.fingerprint, classes=list(index.classes))
+        return Flight(config.run, index, validation, fresh, None, ())
+    progress = checkpoint.read(folder)
+    return Flight(config.run, index, validation, progress, folder, _changes(config, index, progress, folder))
+
+
+def num_classes(config: Config, progress: Progress) -> int:
+    """Outputs of the network."""
+    return config.model.num_classes or len(progress.classes)
+
+
+def _changes(config: Config, index: Index, progress: Progress, folder: Path) -> tuple[str, ...]:
+    start_over = f"or start another run with run=..., since {folder} belongs to the old one"
+    if progress.classes != list(index.classes):
+        raise UserError(
+            f"{folder} was trained on {len(progress.classes)} classes ({', '.join(progress.classes[:3])}, ...), "
+            f"{config.data.train} has {len(index.classes)} ({', '.join(index.classes[:3])}, ...). "
+            f"Give the old data.train, {start_over}"
+        )
+    if progress.data_fingerprint != index.fingerprint:
+        raise UserError(
+            f"{config.data.train} is not the set that {folder} was trained on (its fingerprint is {index.fingerprint}, "
+            f"then it was {progress.data_fingerprint}). Give the old one, {start_over}"
+        )
+    old = _flat(parse(progress.config, f"{folder}/progress.json").model_dump(mode="json"))
+    new = _flat(config.model_dump(mode="json"))
+    changes = []
+    for key in new:
+        if new[key] == old[key] or key in ("run", "data.train", "data.validation"):
+            continue
+        is_architecture = key.startswith("model.") and key not in ("model.weights", "model.reset_head")
+        if key in FIXED or is_architecture:
+            raise UserError(f"{key}={new[key]}, but {folder} was trained with {old[key]}. Set it back, {start_over}")
+        changes.append(f"{key}: {old[key]} -> {new[key]}")
+    return tuple(changes)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,148 @@
+"""Where this process runs: rank, world and device, from torchrun's environment, and the way in and out of the group.
+
+In: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE as torchrun sets them (none of them: one process alone). Out: a
+`Runtime` that is handed on as an argument; nothing else looks at the environment.
+
+    with runtime.start() as rt:
+        print(rt.rank, rt.world, rt.device)
+"""
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Rank and world over all machines; local_rank and local_world within this one."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+@dataclass(frozen=True)
+class Runtime(Place):
+    device: "torch.device"
+    control: Any  # a gloo group for flags that must not wait for the GPU; None in one process
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def place() -> Place:
+    """torchrun's environment, without importing torch. Raises UserError when it is half there."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    given = [name for name in names if name in os.environ]
+    if not given:
+        return Place(0, 1, 0, 1)
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UserError(f"{', '.join(given)} are set, but {', '.join(missing)} not. Start through torchrun")
+    return Place(*(int(os.environ[name]) for name in names))
+
+
+@contextmanager
+def start() -> Iterator[Runtime]:
+    """Join the process group and leave it again; a process alone is a group of one.
+
+    The device is the GPU numbered by the local rank where there is one, else the CPU. Raises UserError for more
+    processes than GPUs.
+    """
+    import torch
+    import torch.distributed as dist
+
+    where = place()
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and where.local_world > torch.cuda.device_count():
+        raise UserError(
+            f"{where.local_world} processes on this machine, but {torch.cuda.device_count()} GPUs. "
+            f"Start one process a GPU (NPROC={torch.cuda.device_count()} launch/single_node.sh ...)"
+        )
+    device = torch.device("cuda", where.local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    options: dict[str, Any] = {"backend": "nccl" if on_gpu else "gloo", "timeout": timedelta(minutes=30)}
+    if where.world == 1 and "RANK" not in os.environ:
+        options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    if on_gpu:
+        options["device_id"] = device
+    dist.init_process_group(**options)
+    try:
+        control = dist.new_group(backend="gloo") if where.world > 1 else None
+        yield Runtime(where.rank, where.world, where.local_rank, where.local_world, device, control)
+    finally:
+        if sys.exc_info()[0] is None:
+            dist.destroy_process_group()  # after an error the others may be gone, and this would wait for them
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, NumPy's and torch's generators, on all devices."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGUSR1 reached any rank, agreed between all ranks without waiting for the GPU.
+
+    Ranks are not in the same step when a signal comes. `poll` starts a reduction over the CPU group and returns the
+    answer to the one that the step before started, so all ranks learn of it in the same step, one step late.
+    """
+
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
+        self.signal: str | None = None
+        self._pending: Any = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.signal = signal.Signals(number).name
+
+    def poll(self) -> bool:
+        if self.runtime.control is None:
+            return self.signal is not None
+        import torch
+        import torch.distributed as dist
+
+        answer = self._finish()
+        flag = torch.tensor([int(self.signal is not None)])
+        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.runtime.control, async_op=True)
+        self._pending = (work, flag)
+        return answer
+
+    def _finish(self) -> bool:
+        if self._pending is None:
+            return False
+        work, flag = self._pending
+        self._pending = None
+        work.wait()
+        return bool(flag.item())
+
+    def close(self) -> None:
+        """Finish what is under way and give the signals back."""
+        self._finish()
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,244 @@
+"""Training: the loop from shards to checkpoints, read top to bottom.
+
+In: a config, the indices of its sets, a runtime. Out: a run folder with checkpoints, metrics.jsonl, config.yaml and the
+W&B run. Starting again with the same run folder goes on after the last checkpoint, at any number of ranks.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from pipeline import checkpoint, engine, network, optim
+from pipeline import journal as keys
+from pipeline.checkpoint import Progress
+from pipeline.config import Config, dump
+from pipeline.console import Console
+from pipeline.data.index import Index
+from pipeline.data.loader import Batch, order_of, train_batches
+from pipeline.data.order import Order
+from pipeline.errors import UserError
+from pipeline.evaluate import evaluate
+from pipeline.journal import Journal, open_journal
+from pipeline.metrics import count, score
+from pipeline.preflight import Flight, num_classes
+from pipeline.runtime import Runtime, StopRequest, seed_everything
+from pipeline.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Length:
+    """A run in steps: all of it, an epoch, and the steps between evaluations and between checkpoints."""
+
+    total: int
+    epoch: int
+    evaluation: int
+    checkpoint: int
+
+
+def length_of(config: Config, order: Order) -> Length:
+    """The one place that turns epochs into steps."""
+    epoch = order.steps_per_epoch
+    return Length(
+        total=max(1, round(config.train.epochs * epoch)),
+        epoch=epoch,
+        evaluation=max(1, round(config.evaluation.every_epochs * epoch)),
+        checkpoint=config.train.checkpoint_every_steps or epoch,
+    )
+
+
+def train(config: Config, flight: Flight, runtime: Runtime) -> None:
+    """Train from where the flight stands to the end of the config, or to a signal. Called by all ranks together."""
+    run, index, progress = flight.run, flight.index, flight.progress
+    order = order_of(index, config.data, config.train.global_batch, config.seed)
+    length = length_of(config, order)
+    stepper = _stepper(config, flight, runtime)
+    if runtime.is_main:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(dump(config))
+    progress.config = config.model_dump(mode="json")
+    stop = StopRequest(runtime)
+    with open_journal(
+        config,
+        run,
+        is_main=runtime.is_main,
+        wandb_id=progress.wandb_id,
+        console=Console(progress.step, length.total) if runtime.is_main else None,
+        resume_step=progress.step,
+    ) as journal:
+        progress.wandb_id = journal.wandb_id
+        if flight.checkpoint:
+            journal.tell(f"going on after step {progress.step} of {length.total}, from {flight.checkpoint}")
+        for change in flight.changes:
+            journal.tell(f"changed since then: {change}")
+        batches = train_batches(
+            index,
+            config.data,
+            order,
+            config.seed,
+            place=runtime,
+            device=runtime.device,
+            micro_steps=config.train.split(runtime.world)[1],
+            first_step=progress.step,
+            last_step=length.total,
+        )
+        _loop(config, flight, length, stepper, batches, runtime, journal, stop)
+    stop.close()
+
+
+def _loop(
+    config: Config,
+    flight: Flight,
+    length: Length,
+    stepper: engine.Stepper,
+    batches: Iterator[Batch],
+    runtime: Runtime,
+    journal: Journal,
+    stop: StopRequest,
+) -> None:
+    progress = flight.progress
+    meter = Meter(config, runtime, stepper, journal)
+    for step in range(progress.step, length.total):
+        lr = learning_rate(
+            config.schedule,
+            config.optimizer.lr,
+            step,
+            steps_per_epoch=length.epoch,
+            total_steps=length.total,
+            errors=progress.errors,
+        )
+        for group in stepper.engine.optimizer.param_groups:
+            group["lr"] = lr
+        meter.add(_take_step(stepper, batches, step), config.train.global_batch)
+
+        done = step + 1
+        progress.step, progress.epoch = done, done / length.epoch
+        progress.samples_seen += config.train.global_batch
+        journal.advance()
+        last = done == length.total
+        stopping = stop.poll() and not last
+        if done % config.train.log_every_steps == 0 or last or stopping:
+            meter.log(done, progress.epoch, lr)
+        if flight.validation is not None and (done % length.evaluation == 0 or last):
+            _evaluate(config, stepper, flight.validation, runtime, progress, journal)
+        if done % length.checkpoint == 0 or done % length.epoch == 0 or last or stopping:
+            folder = checkpoint.save(stepper.engine, progress, flight.run, runtime, config.train.keep_checkpoints)
+        if stopping:
+            journal.tell(
+                f"stopped by a signal after step {done}; {folder} is written. The same command goes on from it"
+            )
+            return
+        meter.skip_time()
+
+
+def _take_step(stepper: engine.Stepper, batches: Iterator[Batch], step: int) -> tuple[torch.Tensor, float]:
+    """One optimizer step. Returns this rank's counts (see metrics.count) and the seconds it waited for data."""
+    counts, wait_s = torch.zeros(4, dtype=torch.float64, device=stepper.runtime.device), 0.0
+    for micro_step in range(stepper.engine.gradient_accumulation_steps()):
+        batch = next(batches)
+        logits = stepper.micro_step(batch.images, batch.labels, step, micro_step)
+        counts += count(logits.log_softmax(dim=1), batch.labels)
+        wait_s += batch.wait_s
+    return counts, wait_s
+
+
+class Meter:
+    """Counts and times since the last logged point, of all ranks together."""
+
+    def __init__(self, config: Config, runtime: Runtime, stepper: engine.Stepper, journal: Journal):
+        self.config, self.runtime, self.stepper, self.journal = config, runtime, stepper, journal
+        self._clear()
+
+    def _clear(self) -> None:
+        self.counts = torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
+        self.steps, self.wait_s, self.busy_s = 0, 0.0, 0.0
+        self.skip_time()
+
+    def skip_time(self) -> None:
+        """Count no time from the last `add` to here: evaluations and checkpoints are not training."""
+        self.since = time.perf_counter()
+
+    def add(self, taken: tuple[torch.Tensor, float], images: int) -> None:
+        counts, wait_s = taken
+        self.counts += counts
+        self.wait_s += wait_s
+        self.steps += 1
+        now = time.perf_counter()
+        self.busy_s, self.since = self.busy_s + now - self.since, now
+
+    def log(self, step: int, epoch: float, lr: float) -> None:
+        """Reduce over ranks, log the point, begin anew. Raises UserError when the loss is no number any more."""
+        communication_s = self.stepper.take_communication_s()  # waits for the GPU, so the times below are whole
+        self.busy_s += time.perf_counter() - self.since
+        times = torch.tensor([self.wait_s, communication_s], dtype=torch.float64, device=self.runtime.device)
+        everything = torch.cat([self.counts, times])
+        dist.all_reduce(everything)
+        wait_s, communication_s = (everything[4:] / self.runtime.world / self.steps).tolist()
+        step_s = self.busy_s / self.steps
+        result = score(everything[:4])
+        if result.loss != result.loss or result.loss == float("inf"):
+            raise UserError(
+                f"the training loss is {result.loss} at step {step}: training diverged. Lower optimizer.lr "
+                f"(now {self.config.optimizer.lr:g}) or lengthen schedule.warmup_epochs; the last checkpoint is older"
+            )
+        self.journal.log(
+            {
+                keys.STEP: step,
+                keys.EPOCH: epoch,
+                keys.TRAIN_LOSS: result.loss,
+                keys.TRAIN_TOP1: result.top1_error,
+                keys.TRAIN_TOP5: result.top5_error,
+                keys.LEARNING_RATE: lr,
+                keys.IMAGES_PER_S: self.config.train.global_batch / step_s,
+                keys.STEP_S: step_s,
+                keys.DATA_WAIT_S: wait_s,
+                keys.COMMUNICATION_S: communication_s,
+                keys.COMPUTE_S: step_s - wait_s - communication_s,
+            }
+        )
+        self._clear()
+
+
+def _evaluate(
+    config: Config,
+    stepper: engine.Stepper,
+    validation: Index,
+    runtime: Runtime,
+    progress: Progress,
+    journal: Journal,
+) -> None:
+    model = stepper.engine.module
+    model.eval()
+    scores = evaluate(
+        model,
+        validation,
+        config.data,
+        config.evaluation.views,
+        runtime=runtime,
+        micro_batch=config.evaluation.micro_batch,
+        bf16=engine.uses_bf16(config, runtime.on_gpu),
+    )
+    model.train()
+    error = scores[config.evaluation.views[0]].top1_error
+    progress.errors.append(error)
+    if progress.best_error is None or error < progress.best_error:
+        progress.best_error, progress.best_step = error, progress.step
+    point = {keys.STEP: progress.step, keys.EPOCH: progress.epoch}
+    for view, result in scores.items():
+        point |= keys.eval_point(view, result)
+    journal.log(point)
+
+
+def _stepper(config: Config, flight: Flight, runtime: Runtime) -> engine.Stepper:
+    """The engine with the weights that the run stands at: fresh ones, the config's, or the checkpoint's."""
+    seed_everything(config.seed)
+    model = network.build(config.model, config.data, num_classes(config, flight.progress))
+    if config.model.weights and not flight.checkpoint:
+        network.start_from(model, config.model)
+    model.to(runtime.device).train()
+    built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
+    if flight.checkpoint:
+        checkpoint.load(built, flight.checkpoint)
+    return engine.Stepper(built, config, runtime)

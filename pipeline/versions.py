@@ -1,0 +1,17 @@
+"""The versions that a result depends on, for evaluation.json and for BENCHMARKS.md."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "deepspeed", "webdataset", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
