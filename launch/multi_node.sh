@@ -22,7 +22,7 @@ for name in NODES MASTER_ADDR; do
   fi
 done
 if [ -z "${NPROC:-}" ]; then
-  NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+  NPROC=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
   [ "$NPROC" -gt 0 ] || NPROC=1
 fi
 "$PYTHON" -m launch.train "$@" --check --processes $(( NODES * NPROC ))

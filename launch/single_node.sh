@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
 if [ -z "${NPROC:-}" ]; then
-  NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+  NPROC=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
   [ "$NPROC" -gt 0 ] || NPROC=$(( $(nproc) < 2 ? 1 : 2 ))
 fi
 case " $* " in *" -h "* | *" --help "*) exec "$PYTHON" -m launch.train --help ;; esac

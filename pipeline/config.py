@@ -97,8 +97,8 @@ class Model(Section):
     """Dropout of the hidden fully connected layers; none: the model's own (0.5)."""
     groups: Positive | None = None
     """Groups of alexnet_2012's convolutions 2, 4 and 5; none: 2, as in the paper. 1 is the textbook's single tower."""
-    init: Literal["paper", "kaiming"] | None = None
-    """VGG's initialisation; none: kaiming, since the paper's own needs a pretrained shallower net to train from."""
+    init: Literal["kaiming", "glorot", "paper"] | None = None
+    """VGG's initialisation; none: kaiming. The paper's own needs weights of a shallower net to train from."""
     weights: str | None = None
     """Start from these weights: a .safetensors or torch file, a checkpoint folder, or `torchvision` (published)."""
     reset_head: bool = False

@@ -1,0 +1,161 @@
+"""Weights in and out: state dicts of torchvision, of a file, of a network with another number of classes.
+
+`alexnet` and the VGGs bear torchvision's parameter names, so a state dict needs no translation, only a strict check
+that says what differs. Files are read without running what is in them: `.safetensors`, or torch files of tensors only.
+
+    load_weights(build("vgg16", num_classes=10), torchvision_weights("vgg16"), reset_head=True)  # fine-tuning
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import nn
+
+from models.build import check_name, known_names, torchvision_names
+
+WRAPPED_UNDER = ("model", "state_dict", "module")  # torchvision's references, timm, DeepSpeed
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+MAX_DIFFERENCES = 8  # lines of an error text
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, reset_head: bool = False) -> None:
+    """Copies `state_dict` into `model`, all of it or nothing.
+
+    With `reset_head` the last Linear keeps its fresh weights, so its number of classes may differ. Raises ValueError
+    naming each parameter that is missing, unknown or of another shape, and a differing number of classes as such.
+    """
+    head = _head(model)
+    if reset_head and not head:
+        raise ValueError(f"{type(model).__name__} has no Linear layer whose fresh weights could be kept")
+    own, given = model.state_dict(), dict(state_dict)
+    if reset_head:
+        given |= {name: own[name] for name in head}
+    # Weights older than PyTorch 0.4.1 lack this counter, and nothing here reads it.
+    given |= {name: own[name] for name in own.keys() - given.keys() if name.endswith("num_batches_tracked")}
+    _require_same(own, given, head)
+    model.load_state_dict(given, strict=True)
+
+
+def to_torchvision(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """The state dict of `model`, checked to fit torchvision's network `name` with the same number of classes.
+
+    Raises ValueError saying what differs, for example for alexnet_2012 as "alexnet" or for another width.
+    """
+    from torchvision.models import get_model
+
+    own, head = model.state_dict(), _head(model)
+    bare = _torchvision_name(name)
+    # Shapes are enough, but constructors of torchvision's other families compute with values, which meta has not.
+    with torch.device("meta" if bare in known_names() else "cpu"):
+        theirs = get_model(bare, weights=None, num_classes=own[head[0]].shape[0] if head else 1000)
+    _require_same(theirs.state_dict(), own, head, wanted_by=f"torchvision's {bare}", given_by="this model")
+    return own
+
+
+def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
+    """torchvision's published ImageNet weights of `name`, fetched into torch's hub folder unless they lie there.
+
+    Raises ValueError for a network without published weights, and OSError with the address when it cannot be reached.
+    """
+    from torchvision.models import get_model_weights
+
+    published = get_model_weights(_torchvision_name(name)).DEFAULT
+    try:
+        return published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except URLError as error:
+        raise OSError(f"cannot fetch {published.url} ({error.reason}); fetch it elsewhere and read the file") from error
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict in a `.safetensors` or torch file, on the CPU; wrappers around it are taken off.
+
+    Raises FileNotFoundError, or ValueError for a file that holds more than tensors or is none of the two kinds.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} is not a torch file of nothing but tensors, and code in it is not run; save "
+            f"model.state_dict() alone, or as .safetensors ({reason})"
+        ) from error
+    return _unwrapped(found, path)
+
+
+def _unwrapped(found: Any, path: Path) -> dict[str, torch.Tensor]:
+    for key in WRAPPED_UNDER:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ValueError(f"{path} holds no state dict, neither itself nor under {', '.join(WRAPPED_UNDER)}")
+    for prefix in WRAPPER_PREFIXES:
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return dict(found)
+
+
+def _torchvision_name(name: str) -> str:
+    bare = name.removeprefix("torchvision:")
+    if bare not in torchvision_names():
+        check_name(name)  # a misspelt name is told with its neighbours
+        raise ValueError(f"torchvision has no {bare}, and publishes no weights of it")
+    return bare
+
+
+def _head(model: nn.Module) -> list[str]:
+    """Parameter names of the last Linear, weight first; empty if there is none."""
+    linear = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    return [f"{linear[-1][0]}.{kind}".lstrip(".") for kind, _ in linear[-1][1].named_parameters()] if linear else []
+
+
+def _require_same(
+    wanted: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    head: list[str],
+    wanted_by: str = "the model",
+    given_by: str = "the checkpoint",
+) -> None:
+    differences = list(_differences(wanted, given, head, wanted_by, given_by))
+    if not differences:
+        return
+    more = len(differences) - MAX_DIFFERENCES
+    lines = differences[:MAX_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
+    raise ValueError(f"the weights of {given_by} do not fit {wanted_by}: " + "\n  ".join(["", *lines]).lstrip(" "))
+
+
+def _differences(
+    wanted: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    head: list[str],
+    wanted_by: str,
+    given_by: str,
+) -> Iterator[str]:
+    both = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
+    if head and set(both) == set(head) and wanted[head[0]].shape[1:] == given[head[0]].shape[1:]:
+        classes = given[head[0]].shape[0], wanted[head[0]].shape[0]
+        yield f"{given_by} has {classes[0]} classes, {wanted_by} {classes[1]}; reset_head=True keeps a fresh last layer"
+    for name in both:
+        yield f"{name} is {_shape(given[name])} in {given_by} and {_shape(wanted[name])} in {wanted_by}"
+    for name in wanted:
+        if name not in given:
+            yield f"{name} {_shape(wanted[name])} is missing in {given_by}"
+    for name in given:
+        if name not in wanted:
+            yield f"{name} {_shape(given[name])} is unknown to {wanted_by}"
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
