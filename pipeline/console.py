@@ -54,7 +54,8 @@ def _describe_training(point: Point, total_steps: int) -> str:
     return (
         f"step {point[keys.STEP]:.0f}/{total_steps}  epoch {point[keys.EPOCH]:.2f}  loss {point[keys.TRAIN_LOSS]:.3f}  "
         f"top-1 error {point[keys.TRAIN_TOP1]:.1%}  lr {point[keys.LEARNING_RATE]:.3g}  "
-        f"{point[keys.IMAGES_PER_S]:,.0f} img/s  data wait {wait:.0%}  left {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}"
+        f"{point[keys.IMAGES_PER_S]:,.0f} img/s  data wait {wait:.0%}  "
+        f"left {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}"
     )
 
 

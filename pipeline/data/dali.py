@@ -1,8 +1,10 @@
 """The DALI graph: encoded bytes and windows in, normalised images on the device out. The only file that imports DALI.
 
 In: requests (encoded images, windows). Out: float32 images [n, 3, px, px] in channels_last memory, on the CPU or GPU:
-decode only the window, resize it with an antialiased triangular filter (as PIL's BILINEAR), flip, shift colours,
-subtract the mean, divide by the deviation. EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
+decode only the window, resize it with an antialiased triangular filter, flip, shift colours, subtract the mean, divide
+by the deviation. Pixels equal PIL's antialiased BILINEAR within one level of 255, but for the one or two outermost rows
+and columns, where DALI repeats the border and PIL leaves it out (up to 10 levels on noise). EXIF orientation is
+ignored, as torchvision's ImageFolder ignores it.
 """
 
 from collections import deque

@@ -1,0 +1,28 @@
+"""Draws the demo's data set: `python -m launch.draw OUT` (see pipeline/data/synthetic.py)."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.data.synthetic import Drawing, draw
+from pipeline.errors import EXIT_CODE, UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.draw", description="Draws a ten-class data set of shapes.")
+    parser.add_argument("out", type=Path, help="folder to make; gets train/<class>/*.jpg and validation/<class>/*.jpg")
+    parser.add_argument("--train", type=int, default=Drawing.train, help="training images (default: %(default)s)")
+    parser.add_argument("--validation", type=int, default=Drawing.validation, help="the same (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=Drawing.seed, help="other pictures (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes; changes no byte (default: one per core)")
+    args = parser.parse_args(argv)
+    try:
+        draw(args.out, Drawing(args.train, args.validation, args.seed), args.workers)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Pack photos into WebDataset shards with an index, or index shards that exist.
+
+    python -m launch.pack photos data/photos --holdout 0.1              # photos/cat/1.jpg, photos/dog/2.jpg, ...
+    python -m launch.pack photos data/photos                            # photos/train/cat/1.jpg, photos/val/cat/2.jpg
+    python -m launch.pack ~/imagenet data/imagenet                      # ILSVRC2012_img_train.tar, ..._val.tar, devkit
+    python -m launch.pack ~/imagenet data/imagenet512 --short-side 512  # smaller, and faster to decode
+    python -m launch.pack 'wds/imagenet1k-*.tar' data/imagenet          # index only, the shards stay as they are
+
+JPEG, PNG and WebP keep their bytes; other formats (GIF, BMP, TIFF, ...) become PNG without loss. Files that are no
+images or cannot be decoded are left out and listed in OUT/rejected.tsv. Stopped at any time, the same command goes on.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import EXIT_CODE, UserError
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM, by number."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        from pipeline.packing import pack
+
+        for number in before:  # not sooner: NumPy's import makes an ImportError of an interrupt
+            signal.signal(number, _interrupt)
+        options = pack.Options(
+            split=args.split,
+            holdout=args.holdout,
+            classes=args.classes,
+            val_labels=args.val_labels,
+            seed=args.seed,
+            shard_images=args.shard_images,
+            short_side=args.short_side,
+            quality=args.quality,
+        )
+        if args.workers < 1:
+            raise UserError(f"--workers {args.workers}: give 1 or more")
+        packed = pack.pack(args.source, args.out, options, args.workers, _say, meter)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    except Interrupted as interrupted:
+        print("interrupted: run the same command again, it goes on with the shards that are there", file=sys.stderr)
+        return 128 + int(interrupted.args[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    _report(packed, args.out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder of images or archives, or existing .tar shards")
+    parser.add_argument("out", metavar="OUT", type=Path, help="new folder for the packed sets")
+    parser.add_argument(
+        "--holdout", type=float, metavar="SHARE", help="share of train that goes to validation, e.g. 0.1"
+    )
+    parser.add_argument("--split", choices=["train", "validation", "test"], help="the set to make, if SOURCE has one")
+    parser.add_argument("--classes", type=Path, metavar="FILE_OR_SET", help="class list: one a line, or a packed set's")
+    parser.add_argument(
+        "--val-labels", type=Path, metavar="FILE", help="ImageNet: WordNet ids, or LOC_val_solution.csv"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle and the holdout (default: 0)")
+    parser.add_argument(
+        "--shard-images", type=int, metavar="N", help="images per shard (default: 1000, small sets less)"
+    )
+    parser.add_argument("--short-side", type=int, metavar="PX", help="shrink larger images to this short side, as JPEG")
+    parser.add_argument("--quality", type=int, metavar="Q", help="JPEG quality for --short-side, 1..100 (default: 90)")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=cores, help=f"processes (default: all cores, {cores})")
+    return parser
+
+
+def _interrupt(number: int, _: Any) -> None:
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_IGN)  # the workers are stopping already
+    raise Interrupted(number)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@contextmanager
+def meter(total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show progress: a bar with rate and time left on a terminal, else a plain line every ten seconds."""
+    if not sys.stdout.isatty():
+        yield _plain_meter(total, done, unit)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s")
+
+    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=total, completed=done)
+        yield lambda now: progress.update(task, completed=now)
+
+
+def _plain_meter(total: int, done: int, unit: str) -> Callable[[int], None]:
+    start_s = said_s = time.monotonic()
+
+    def update(now: int) -> None:
+        nonlocal said_s
+        if time.monotonic() - said_s < PLAIN_LINE_EVERY_S:
+            return
+        said_s = time.monotonic()
+        rate = (now - done) / (said_s - start_s)
+        left = f", {(total - now) / rate / 60:.1f} min left" if rate else ""
+        _say(f"{now:,} of {total:,} {unit}, {rate:,.0f} {unit}/s{left}")
+
+    return update
+
+
+def _report(packed: dict[str, Any], out: Path) -> None:
+    for name, counts in packed["sets"].items():
+        _say(
+            f"{out / name}: {counts['images']:,} images in {counts['shards']:,} shards, {packed['num_classes']} classes"
+        )
+    words = [f"data.{name}={out / name}" for name in ("train", "validation") if name in packed["sets"]]
+    if "train" in packed["sets"]:
+        _say(f"next: {shlex.join(['launch/single_node.sh', 'configs/alexnet.yaml', *words])}")
+    _say(f"{packed['num_rejected']:,} files left out, listed in {out / 'rejected.tsv'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

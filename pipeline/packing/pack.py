@@ -1,0 +1,236 @@
+"""Packing: photos to WebDataset shards with an index, or an index alone over shards that exist.
+
+In: a SOURCE of any kind that `sources.find` recognises. Out: OUT/<set>/ with shards, manifest.json and index/, and
+OUT/pack.json and OUT/rejected.tsv. Each shard is a fixed slice of a seeded order, so its bytes do not depend on the
+number of workers.
+
+    python -m launch.pack photos data/photos --holdout 0.1
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import index
+from pipeline.errors import UserError
+from pipeline.packing import draft, sets, sources
+from pipeline.packing.photo import rgb_statistics
+from pipeline.packing.shard import PackJob, ScanJob, finished, read_record, work
+from pipeline.packing.workers import run
+
+VERSION = 1
+SHARD_IMAGES = 1000
+QUALITY = 90
+
+Job = PackJob | ScanJob
+Meter = Callable[[int, int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the output besides SOURCE. None means the default, so that what was not asked for can be told."""
+
+    split: str | None = None  # set of files that do not say which one they are for
+    holdout: float | None = None  # share of the training images that goes to validation, 0..1
+    classes: Path | None = None
+    val_labels: Path | None = None
+    seed: int = 0
+    shard_images: int | None = None
+    short_side: int | None = None  # pixels
+    quality: int | None = None  # of JPEG, 1..100
+
+    def __post_init__(self) -> None:
+        if self.holdout is not None and not 0 < self.holdout < 1:
+            raise UserError(f"--holdout {self.holdout}: give the share to hold out, between 0 and 1, such as 0.1")
+        if self.shard_images is not None and self.shard_images < 1:
+            raise UserError(f"--shard-images {self.shard_images}: give 1 or more, such as {SHARD_IMAGES}")
+        if self.short_side is not None and self.short_side < 1:
+            raise UserError(f"--short-side {self.short_side}: give pixels, such as 512")
+        if self.quality is not None and (not 1 <= self.quality <= 100 or self.short_side is None):
+            raise UserError(
+                f"--quality {self.quality}: give 1..100, with --short-side; without it bytes stay as they are"
+            )
+
+
+@contextmanager
+def silent(total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A meter that shows nothing."""
+    yield lambda done: None
+
+
+def pack(
+    source: str,
+    out: Path,
+    options: Options,
+    workers: int,
+    say: Callable[[str], None] = print,
+    meter: Meter = silent,
+) -> dict[str, Any]:
+    """Pack `source` to `out` and return what pack.json holds. `meter(total, done, unit)` yields a function of done.
+
+    Raises UserError for anything that the user can mend; KeyboardInterrupt leaves `OUT.part`, from which the same call
+    goes on.
+    """
+    found = sources.find(source, options.split)
+    say(f"{source}: {found.kind} ({', '.join(f'{name} {len(files):,}' for name, files in found.files.items())} files)")
+    for note in found.notes:
+        say(note)
+    _check_options(found, options)
+    target = Path(os.path.realpath(out))
+    if found.kind in (sources.CLASS_FOLDERS, sources.SPLIT_FOLDERS) and target.is_relative_to(found.root):
+        raise UserError(f"{out} lies inside {source}, where it would be taken for images. Give an OUT outside of it")
+    classes = sets.read_classes(options.classes) if options.classes else None
+    request = {
+        "version": VERSION,
+        "kind": found.kind,
+        "options": _recorded(options, classes),
+        "fingerprint": found.fingerprint,
+    }
+    packed = draft.already_packed(target, request)
+    if packed:
+        say(f"already packed: {out}")
+        return packed
+    contents = None
+    if found.kind != sources.SHARDS:
+        contents = sets.arrange(found, classes, options.val_labels, options.holdout or 0.0, options.seed)
+        classes = contents.classes
+    with draft.draft(target, request, say) as part:
+        jobs = _pack_jobs(found, contents, options, part) if contents else _scan_jobs(found, part)
+        _run([job for of_set in jobs.values() for job in of_set], workers, say, meter)
+        summary = request | _finish(part, target, found, classes, jobs)
+        draft.publish(part, target, summary)
+    return summary
+
+
+def _check_options(found: sources.Found, options: Options) -> None:
+    if found.kind == sources.SHARDS:
+        for name in ("holdout", "shard_images", "short_side", "val_labels"):
+            if getattr(options, name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} does nothing for shards that exist: they stay as they are. Leave it out")
+    if options.holdout and set(found.files) & {"train", "validation"} != {"train"}:
+        raise UserError(
+            f"--holdout takes from train for validation, but there is {', '.join(found.files)}. Leave it out"
+        )
+    if options.val_labels and (found.kind == sources.CLASS_FOLDERS or "validation" not in found.files):
+        raise UserError("--val-labels is for ImageNet's validation images, and there are none. Leave it out")
+
+
+def _recorded(options: Options, classes: list[str] | None) -> dict[str, Any]:
+    """The options as pack.json keeps them: digests for files, whose paths say nothing about the output."""
+    recorded = asdict(options)
+    recorded["classes"] = hashlib.sha256(json.dumps(classes).encode()).hexdigest()[:16] if classes else None
+    if options.val_labels and options.val_labels.is_file():
+        recorded["val_labels"] = hashlib.sha256(options.val_labels.read_bytes()).hexdigest()[:16]
+    elif options.val_labels:
+        raise UserError(f"--val-labels {options.val_labels} does not exist. Give a file of labels")
+    return recorded
+
+
+def _pack_jobs(found: sources.Found, contents: sets.Sets, options: Options, part: Path) -> dict[str, list[Job]]:
+    label_of = {name: label for label, name in enumerate(contents.classes)}
+    jobs: dict[str, list[Job]] = {}
+    for name, members in contents.sources.items():
+        (part / name).mkdir(exist_ok=True)
+        keyed = [(key, label_of[source.class_name], source) for key, source in sets.keyed(members)]
+        keyed.sort(key=lambda row: sets.share(options.seed, row[2].name))  # shuffles, the same way everywhere
+        # A small set in at least 8 shards, if each can have 50 images: enough to split among workers and machines.
+        per_shard = options.shard_images or min(SHARD_IMAGES, max(50, -(-len(keyed) // 8)))
+        jobs[name] = [
+            PackJob(
+                root=found.root,
+                tar=part / name / f"shard-{number:06d}.tar",
+                record=part / draft.RECORDS / f"{name}-{number:06d}.json",
+                members=keyed[start : start + per_shard],
+                statistics=name == "train",
+                short_side=options.short_side,
+                quality=options.quality or QUALITY,
+            )
+            for number, start in enumerate(range(0, len(keyed), per_shard))
+        ]
+    return jobs
+
+
+def _scan_jobs(found: sources.Found, part: Path) -> dict[str, list[Job]]:
+    records = part / draft.RECORDS
+    return {
+        name: [
+            ScanJob(found.root / file.name, file.name, records / f"{name}-{number:06d}.json")
+            for number, file in enumerate(files)
+        ]
+        for name, files in found.files.items()
+    }
+
+
+def _run(jobs: list[Job], workers: int, say: Callable[[str], None], meter: Meter) -> None:
+    """Do the jobs that are not done yet, in `workers` processes."""
+    todo = [job for job in jobs if not finished(job)]
+    if len(todo) < len(jobs):
+        say(f"going on: {len(jobs) - len(todo)} of {len(jobs)} shards are there")
+    unit = "images" if jobs and isinstance(jobs[0], PackJob) else "shards"
+    total, left = sum(map(len, jobs)), sum(map(len, todo))
+    if not todo:
+        return
+    start_s = time.monotonic()
+    with meter(total, total - left, unit) as update, closing(run(work, todo, min(workers, len(todo)))) as progress:
+        for num_done in progress:
+            update(total - left + num_done)
+    wall_s = time.monotonic() - start_s
+    say(f"{left:,} {unit} in {wall_s:.1f} s: {left / wall_s:.0f} {unit}/s with {workers} processes")
+
+
+def _finish(
+    part: Path, out: Path, found: sources.Found, classes: list[str] | None, jobs: dict[str, list[Job]]
+) -> dict[str, Any]:
+    """Write rejected.tsv and each set's index from the shards' records; returns the counts for pack.json."""
+    records = {name: [read_record(job) for job in of_set] for name, of_set in jobs.items()}
+    rejected = sorted((file, reason) for rows in records.values() for record in rows for file, reason in record[2])
+    text = "".join(f"{_one_line(file)}\t{reason}\n" for file, reason in [("path", "reason"), *rejected])
+    (part / draft.REJECTED).write_text(text, encoding="utf-8", errors="backslashreplace")
+    for name, rows in records.items():
+        if not any(shard.num_samples for shard, *_ in rows):
+            raise UserError(f"the set '{name}' has no image left. {part / draft.REJECTED} says why. Mend its files")
+    shards = {name: [(record[0], record[1]) for record in rows] for name, rows in records.items()}
+    if found.kind == sources.SHARDS:
+        classes = _check_labels(found, shards, classes)
+    assert classes is not None
+    rgb = rgb_statistics([sums for *_, sums in records.get("train", []) if sums])
+    for name, indexed in shards.items():
+        shards_root = os.path.relpath(found.root, out / name) if found.kind == sources.SHARDS else "."
+        index.write(part / name, indexed, classes, shards_root, rgb)
+    return {
+        "sets": {
+            name: {"images": sum(shard.num_samples for shard, _ in indexed), "shards": len(indexed)}
+            for name, indexed in shards.items()
+        },
+        "num_classes": len(classes),
+        "num_rejected": len(rejected),
+    }
+
+
+def _one_line(name: str) -> str:
+    return name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _check_labels(found: sources.Found, shards: dict[str, list], classes: list[str] | None) -> list[str]:
+    """The class list of existing shards, with every label in it; without one, the labels are the names."""
+    labels = [
+        (label, found.root / shard.name, key)
+        for rows in shards.values()
+        for shard, columns in rows
+        for label, key in zip(columns["label"], columns["key"], strict=True)
+    ]
+    num_classes = len(classes) if classes else max(labels)[0] + 1
+    for label, path, key in labels:
+        if not 0 <= label < num_classes:
+            raise UserError(
+                f"{path}: sample '{key.decode()}' has label {label}, outside 0..{num_classes - 1}. "
+                f"Give the right list with --classes, or mend the shard"
+            )
+    return classes or [str(label) for label in range(num_classes)]

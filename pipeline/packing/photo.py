@@ -1,0 +1,107 @@
+"""One photo on its way into a shard: decode it fully, choose its bytes, add its pixels to the colour statistics.
+
+In: the bytes of a file. Out: the bytes to store with their extension, or `Rejected` with the reason for the user.
+"""
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STRIDE_PX = 8  # the colour statistics look at every 8th pixel in both directions
+_KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a phone's JPEG with a second picture behind
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+class Rejected(Exception):
+    """This file is left out; the text is the reason that rejected.tsv gives."""
+
+
+def prepare(encoded: bytes, short_side: int | None, quality: int) -> tuple[bytes, str, "np.ndarray"]:
+    """(bytes to store, extension, pixels as uint8 H x W x 3) of an encoded image, fully decoded.
+
+    JPEG, PNG and WebP keep their bytes; other formats become PNG without loss. With `short_side` (pixels), larger
+    images become JPEG of that size. The EXIF orientation is not applied, as in torchvision's ImageFolder.
+
+    Raises Rejected with the reason.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.load()
+            if image.format == "PNG" and _PNG_END not in encoded:
+                raise Rejected("cannot be decoded: the PNG's end is missing")  # Pillow forgives that, DALI fails
+            rgb = _eight_bit(image)
+            if short_side and min(rgb.size) > short_side:
+                rgb = rgb.resize(_resized(rgb.size, short_side), Image.Resampling.BICUBIC)
+                encoded, extension = _encode(rgb, "JPEG", quality=quality), "jpg"
+            elif image.format in _KEPT:
+                extension = _KEPT[image.format]
+            else:
+                keeps_all = image.mode == "L" or image.mode.startswith("I")
+                encoded, extension = _encode(image if keeps_all else rgb, "PNG"), "png"
+            return encoded, extension, np.asarray(rgb)
+    except UnidentifiedImageError:
+        raise Rejected("no image in a format that Pillow reads") from None
+    except Image.DecompressionBombError:
+        raise Rejected(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels") from None
+    except (MemoryError, Rejected):
+        raise
+    except Exception as error:  # a damaged file can make Pillow raise anything: SyntaxError, struct.error, IndexError
+        reason = re.sub(r"\s+|<.*?>|0x[0-9a-f]+", " ", str(error)).strip()  # addresses would differ in each run
+        raise Rejected(f"cannot be decoded: {reason or type(error).__name__}") from None
+
+
+def _eight_bit(image: Any) -> Any:
+    """The image as RGB. Pillow's own conversion clips 16-bit grey to white; DALI keeps the upper byte, and so do we."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise Rejected("floating-point pixels, of which nobody says what is white")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    short, long = sorted(size)
+    longer = int(short_side * long / short)  # rounds as torchvision's Resize does
+    return (short_side, longer) if size[0] <= size[1] else (longer, short_side)
+
+
+def _encode(image: Any, format_name: str, **options) -> bytes:
+    image.info.clear()  # EXIF, comments and colour profiles would come along
+    stream = io.BytesIO()
+    image.save(stream, format_name, **options)
+    return stream.getvalue()
+
+
+def no_pixels() -> dict[str, Any]:
+    """Colour sums to `add_pixels` to. Integers are exact, so any grouping of images gives the same figures."""
+    return {"num_pixels": 0, "sum": [0] * 3, "outer": [[0] * 3] * 3}
+
+
+def add_pixels(sums: dict[str, Any], pixels: "np.ndarray") -> None:
+    import numpy as np
+
+    sampled = pixels[::STRIDE_PX, ::STRIDE_PX].reshape(-1, 3).astype(np.int64)
+    sums["num_pixels"] += len(sampled)
+    sums["sum"] = (np.array(sums["sum"]) + sampled.sum(axis=0)).tolist()
+    sums["outer"] = (np.array(sums["outer"]) + sampled.T @ sampled).tolist()
+
+
+def rgb_statistics(parts: list[dict[str, Any]]) -> dict[str, list] | None:
+    """Mean and covariance, in 0..1, of all pixels that were added to `parts`; None if there were none."""
+    n = sum(part["num_pixels"] for part in parts)
+    if not n:
+        return None
+    total = [sum(part["sum"][i] for part in parts) for i in range(3)]
+    outer = [[sum(part["outer"][i][j] for part in parts) for j in range(3)] for i in range(3)]
+    # exact integers up to the one division
+    covariance = [[(n * outer[i][j] - total[i] * total[j]) / (255 * n) ** 2 for j in range(3)] for i in range(3)]
+    return {"mean": [value / (255 * n) for value in total], "covariance": covariance}

@@ -1,0 +1,144 @@
+"""One shard, made by one worker: read and check its images, write the tar, leave a record of its rows.
+
+In: a job, which says everything that decides the bytes. Out: the tar and its record (JSON), both renamed into place
+only when whole, so a killed run leaves no half of either and `finished` knows what is there.
+"""
+
+import io
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import index
+from pipeline.errors import UserError
+from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare
+from pipeline.packing.sets import Source
+from pipeline.packing.workers import tick
+
+MAX_BYTES = 1 << 28  # a larger file is no photo; do not read a film into memory to find that out
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """Write `members` (key, label, source) to `tar`; `short_side` (pixels) and `quality` as in `photo.prepare`."""
+
+    root: Path
+    tar: Path
+    record: Path
+    members: list[tuple[str, int, Source]]
+    statistics: bool
+    short_side: int | None
+    quality: int
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def make(self) -> dict[str, Any]:
+        rejected: list[tuple[str, str]] = []
+        sums = no_pixels() if self.statistics else None
+        temporary = self.tar.with_name(f"{self.tar.name}.tmp")
+        with open(temporary, "wb") as stream, _writer(stream) as writer:
+            for key, label, source in self.members:
+                tick(1)
+                try:
+                    encoded, extension, pixels = prepare(_read(self.root, source), self.short_side, self.quality)
+                except Rejected as reason:
+                    rejected.append((source.name, str(reason)))
+                    continue
+                writer.write({"__key__": key, extension: encoded, "cls": label})
+                if sums:
+                    add_pixels(sums, pixels)
+        os.replace(temporary, self.tar)
+        return _record(self.tar, self.tar.name, rejected, sums)
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """Index an existing `tar`, which the manifest will call `name`."""
+
+    tar: Path
+    name: str
+    record: Path
+
+    def __len__(self) -> int:
+        return 1
+
+    def make(self) -> dict[str, Any]:
+        tick(0)
+        record = _record(self.tar, self.name, [], None)
+        tick(1)
+        return record
+
+
+def _record(tar: Path, name: str, rejected: list, sums: dict | None) -> dict[str, Any]:
+    shard, columns = index.scan_shard(tar, name)
+    columns["key"] = [key.decode() for key in columns["key"]]
+    return {"shard": vars(shard), "columns": columns, "rejected": rejected, "sums": sums}
+
+
+def finished(job: PackJob | ScanJob) -> bool:
+    """Whether the job's record is there and its tar has not changed since."""
+    try:
+        record, tar = job.record.stat(), job.tar.stat()
+        size = json.loads(job.record.read_text())["shard"]["size"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return tar.st_size == size and tar.st_mtime_ns <= record.st_mtime_ns
+
+
+def read_record(job: PackJob | ScanJob) -> tuple[index.Shard, dict[str, list], list[tuple[str, str]], dict | None]:
+    """The shard, its columns, the rejected (name, reason) and the colour sums, as `make` found them."""
+    record = json.loads(job.record.read_text())
+    record["columns"]["key"] = [key.encode() for key in record["columns"]["key"]]
+    return index.Shard(**record["shard"]), record["columns"], record["rejected"], record["sums"]
+
+
+def _writer(stream: io.BufferedIOBase):
+    """A ShardWriter that writes one shard to `stream`, with a fixed owner and time, so that bytes repeat."""
+    import webdataset
+
+    return webdataset.ShardWriter(
+        "shard-%06d.tar",  # not used: `opener` has the file
+        maxcount=sys.maxsize,
+        maxsize=sys.maxsize,
+        verbose=0,
+        opener=lambda _: stream,
+        mtime=0,
+        user="",
+        group="",
+    )
+
+
+def _read(root: Path, source: Source) -> bytes:
+    """The bytes of a source. Raises Rejected, or UserError if it is not what was listed."""
+    if source.size < 0:
+        raise Rejected("a link that leads nowhere")
+    if source.size == 0:
+        raise Rejected("an empty file")
+    if source.size > MAX_BYTES:
+        raise Rejected(f"larger than {MAX_BYTES >> 20} MiB")
+    try:
+        with open(root / source.file, "rb") as file:
+            file.seek(source.offset)
+            encoded = file.read(source.size)
+    except PermissionError:
+        raise Rejected("no permission to read it") from None
+    except FileNotFoundError:
+        encoded = b""
+    if len(encoded) != source.size:
+        raise UserError(f"{root / source.file} changed while it was packed. Run the same command again")
+    return encoded
+
+
+def work(job: PackJob | ScanJob) -> None:
+    """Do the job and leave its record. Raises UserError for what the user can mend, such as a full disk."""
+    try:
+        text = json.dumps(job.make())
+        temporary = job.record.with_name(f"{job.record.name}.tmp")
+        temporary.write_text(text)
+        os.replace(temporary, job.record)
+    except OSError as error:
+        raise UserError(f"{error}. Mend that and run the same command again; it goes on where it stopped") from None

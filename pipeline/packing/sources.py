@@ -1,0 +1,215 @@
+"""What there is to pack: recognises the four kinds of SOURCE and lists its files by set, with names and sizes.
+
+In: a folder, a tar or a quoted glob. Out: `Found`, whose fingerprint changes when a file is added, removed, renamed or
+changes its size. Nothing is opened here; `sets.py` gives the files their classes and keys.
+
+    found = find("photos")
+    found.kind, found.files["train"][0].name
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import UserError
+from pipeline.packing import imagenet
+
+CLASS_FOLDERS = "a folder of class folders"
+SPLIT_FOLDERS = "split folders of class folders"
+ARCHIVES = "ImageNet's own archives"
+SHARDS = "WebDataset shards"
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|jfif)$", re.IGNORECASE)
+_COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
+_LAYOUT = "SOURCE/cat/1.jpg, or SOURCE/train/cat/1.jpg with SOURCE/val beside it"
+
+
+class File(NamedTuple):
+    """`name` relative to the source, with slashes; `size` in bytes, -1 for a link that leads nowhere."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of each set (for archives: the archives). `notes` say what was left aside."""
+
+    kind: str
+    root: Path
+    files: dict[str, list[File]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        listing = json.dumps([self.kind, self.files]).encode()
+        return hashlib.sha256(listing).hexdigest()
+
+
+def find(source: str, split: str | None = None) -> Found:
+    """Recognise SOURCE and list its files. `split` names the set of files that do not say which one they are for.
+
+    Raises UserError with the next action: no such source, no class folders, no images, a class without files, two
+    folders for one set, compressed shards, a `split` for a source that names its sets itself.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = _find_in_folder(path, split)
+    elif path.is_file() and path.name in (imagenet.TRAIN, imagenet.VALIDATION, imagenet.DEVKIT):
+        raise UserError(f"{path} is one of ImageNet's archives. Give the folder that holds it: {path.parent}")
+    elif path.is_file() and not path.name.endswith(".tar") and not _COMPRESSED.search(path.name):
+        raise UserError(f"{path} is a file, neither a folder of images nor a .tar shard. Give a folder: {_LAYOUT}")
+    elif path.is_file() or glob.has_magic(source):
+        found = _shards([path] if path.is_file() else [Path(name) for name in glob.glob(source, recursive=True)], split)
+        if not found.files:
+            raise UserError(f"'{source}' matches no file. Quote the pattern and name .tar shards: 'data/train-*.tar'")
+    else:
+        raise UserError(f"{source} does not exist. Give a folder of images ({_LAYOUT}) or of .tar shards")
+    if split and (found.kind in (SPLIT_FOLDERS, ARCHIVES) or set(found.files) != {split}):
+        raise UserError(f"--split {split}: {source} names its sets itself ({', '.join(found.files)}). Leave it out")
+    return found
+
+
+def _find_in_folder(path: Path, split: str | None) -> Found:
+    if archives := _archives(path):
+        return Found(ARCHIVES, path.resolve(), archives)
+    folders = _subfolders(path)
+    tars = _packed_files(path) or [tar for folder in folders for tar in _packed_files(folder)]
+    if tars and not any(_holds_images(folder) for folder in folders):
+        return _shards(tars, split, path)
+    if not folders:
+        loose = sum(1 for entry in os.scandir(path) if _IMAGE_NAME.search(entry.name))
+        what = f"{loose} images but no class folders" if loose else "no class folders and no .tar shards"
+        raise UserError(f"{path} holds {what}. Put the images of each class into a folder of its own: {_LAYOUT}")
+
+    named = [folder for folder in folders if folder.name.lower() in SPLITS]
+    if named and (len(named) == len(folders) or any(_subfolders(folder) for folder in named)):
+        aside = [folder.name for folder in folders if folder not in named]
+        files, notes = _split_files(path, named)
+        notes += [f"left aside, no name of a set: {', '.join(aside)}"] if aside else []
+        return Found(SPLIT_FOLDERS, path.resolve(), files, tuple(notes))
+    listed, notes = _class_files(path, "", required=True)
+    return Found(CLASS_FOLDERS, path.resolve(), {split or "train": listed}, tuple(notes))
+
+
+def _archives(path: Path) -> dict[str, list[File]]:
+    """ImageNet's archives in `path`, under "train", "validation" and "devkit"; empty if there is none with images."""
+    names = {"train": imagenet.TRAIN, "validation": imagenet.VALIDATION, "devkit": imagenet.DEVKIT}
+    there = {use: [File(name, (path / name).stat().st_size)] for use, name in names.items() if (path / name).exists()}
+    if set(there) == {"devkit"} and not _subfolders(path):
+        raise UserError(
+            f"{path} holds {imagenet.DEVKIT} alone. Put {imagenet.TRAIN} or {imagenet.VALIDATION} beside it"
+        )
+    return {} if set(there) <= {"devkit"} else there
+
+
+def _split_files(path: Path, folders: list[Path]) -> tuple[dict[str, list[File]], list[str]]:
+    files: dict[str, list[File]] = {}
+    notes: list[str] = []
+    for folder in sorted(folders, key=lambda folder: list(SPLITS).index(folder.name.lower())):
+        split = SPLITS[folder.name.lower()]
+        if split in files:
+            raise UserError(f"{path} has two folders for {split}; one is {folder}. Merge or rename one of them")
+        if not _subfolders(folder) and split == "test":
+            notes.append(f"left aside, no class folders: {folder.name}")  # Kaggle's test images have no labels
+        elif not _subfolders(folder) and split == "validation":
+            files[split] = [file for file in _walk(folder, f"{folder.name}/") if _IMAGE_NAME.search(file.name)]
+        else:
+            files[split], aside = _class_files(folder, f"{folder.name}/", required=split == "train")
+            notes += aside
+    for split, listed in files.items():
+        if not listed:
+            raise UserError(f"{path}: the {split} folder holds no files. Fill it with class folders, or remove it")
+    return files, notes
+
+
+def _class_files(folder: Path, prefix: str, required: bool) -> tuple[list[File], list[str]]:
+    """The files under the class folders of `folder`; with `required`, each of them must hold one."""
+    if not _subfolders(folder):
+        raise UserError(f"{folder} holds no class folders. Put the images of each class into one: {folder}/cat/1.jpg")
+    files: list[File] = []
+    for class_folder in _subfolders(folder):
+        listed = list(_walk(class_folder, f"{prefix}{class_folder.name}/"))
+        if required and not listed:
+            raise UserError(f"{class_folder} holds no files. Put images of this class in, or remove the folder")
+        files += listed
+    loose = sum(1 for entry in os.scandir(folder) if entry.is_file() and _IMAGE_NAME.search(entry.name))
+    return files, [f"left aside, in no class folder: {loose} images directly in {folder.name}"] if loose else []
+
+
+def _walk(folder: Path | str, prefix: str, above: frozenset = frozenset()) -> Iterator[File]:
+    """All visible files under `folder`, sorted; links are followed, as ImageFolder does."""
+    place = os.stat(folder)
+    above |= {(place.st_dev, place.st_ino)}  # a link back up would never end
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if _hidden(entry.name):
+            continue
+        if entry.is_dir():
+            below = entry.stat()
+            if (below.st_dev, below.st_ino) not in above:
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", above)
+        elif entry.is_file():
+            yield File(prefix + entry.name, entry.stat().st_size)
+        elif entry.is_symlink():
+            yield File(prefix + entry.name, -1)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
+
+
+def _packed_files(folder: Path) -> list[Path]:
+    """The tars in `folder`, compressed ones too, so that these are refused by name instead of overlooked."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not _hidden(entry.name))
+    return [folder / name for name in names if name.endswith(".tar") or _COMPRESSED.search(name)]
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(_IMAGE_NAME.search(name) for level in ("*", "*/*") for name in glob.iglob(level, root_dir=folder))
+
+
+def _shards(paths: list[Path], split: str | None, root: Path | None = None) -> Found:
+    """Existing shards, by the set that their names tell."""
+    for path in sorted(paths):
+        if _COMPRESSED.search(path.name):
+            raise UserError(
+                f"{path} is compressed, so no sample in it can be reached directly. Unpack it to a .tar first"
+            )
+        if not path.name.endswith(".tar"):
+            raise UserError(f"{path} is no .tar shard. Give a pattern that matches shards alone: 'data/*.tar'")
+    if not paths:
+        return Found(SHARDS, Path(), {})
+    base = Path(os.path.realpath(root or os.path.commonpath([path.parent.absolute() for path in paths])))
+    names = sorted(os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), base) for path in paths)
+    files: dict[str, list[File]] = {}
+    for name in names:
+        words = re.findall("[a-z]+", name.lower())
+        told = next((SPLITS[word] for word in words if word in SPLITS), "")
+        files.setdefault(told, []).append(File(name, (base / name).stat().st_size))
+    if "" in files and len(files) > 1:
+        raise UserError(
+            f"{base / files[''][0].name}: its name does not say which set it is in, while others' do. "
+            f"Put train, val or test into each name, or give a pattern: '{base}/*train*.tar'"
+        )
+    if "" in files:
+        files = {split or "train": files[""]}
+    return Found(SHARDS, base, {name: files[name] for name in ("train", "validation", "test") if name in files})

@@ -1,0 +1,88 @@
+"""Shared fixtures: tiny photo sets on disk, whose colour tells the label, as real JPEG shards with an index."""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import index
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("unhurried", deadline=None, max_examples=50)  # a loaded machine is no bug
+hypothesis.settings.load_profile("unhurried")
+
+COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 220], [210, 200, 40], [40, 200, 210]])
+
+
+def photo(number: int, label: int, height: int, width: int) -> np.ndarray:
+    """A uint8 [height, width, 3] image: the label's colour, a gradient, smooth noise."""
+    rng = np.random.default_rng(number)
+    noise = Image.fromarray(rng.integers(0, 60, (6, 6, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    ramp = np.linspace(0, 30, width)[None, :, None] * (1 if number % 2 else -1)
+    return np.clip(COLOURS[label] + ramp + np.asarray(noise) - 30, 0, 255).astype(np.uint8)
+
+
+def jpeg(pixels: np.ndarray, quality: int = 92, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, **options)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def write_set(
+    folder: Path,
+    num_samples: int,
+    *,
+    num_shards: int = 3,
+    num_classes: int = 5,
+    size_px: tuple[int, int] = (40, 90),
+    seed: int = 0,
+) -> Path:
+    """A packed set of small JPEGs with sides in `size_px`, classes in turn."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    members: list[list[tuple[str, bytes]]] = [[] for _ in range(num_shards)]
+    for number in range(num_samples):
+        label = number % num_classes
+        height, width = (int(side) for side in rng.integers(*size_px, 2))
+        shard = members[number * num_shards // num_samples]
+        shard.append((f"{number:05d}.jpg", jpeg(photo(seed * 100_000 + number, label, height, width))))
+        shard.append((f"{number:05d}.cls", str(label).encode()))
+    for number, files in enumerate(members):
+        write_tar(folder / f"shard-{number:06d}.tar", files)
+    scanned = [index.scan_shard(path) for path in sorted(folder.glob("*.tar"))]
+    index.write(folder, scanned, [f"class-{label}" for label in range(num_classes)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 samples in 3 shards, 5 classes. Shared by all tests: read only."""
+    return write_set(tmp_path_factory.mktemp("photos") / "train", 50)
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 samples (no number of ranks but 1 divides it) of the same classes. Shared by all tests: read only."""
+    return write_set(tmp_path_factory.mktemp("photos") / "validation", 23, num_shards=2, seed=1)
+
+
+@pytest.fixture
+def make_set(tmp_path: Path) -> Callable[..., Path]:
+    """`write_set` into a folder of the test's own: make_set("name", 20)."""
+    return lambda name, *args, **options: write_set(tmp_path / name, *args, **options)

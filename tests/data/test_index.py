@@ -1,0 +1,152 @@
+"""The index finds every sample, and names what is wrong with a shard."""
+
+import io
+import json
+import os
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import index
+from pipeline.errors import UserError
+from tests.conftest import jpeg, photo, write_tar
+
+JPEG = jpeg(photo(0, 0, 40, 60))
+
+
+def test_rows_point_at_the_encoded_images_and_their_labels(photos):
+    loaded = index.load(photos)
+    assert loaded.num_samples == len(loaded) == 50
+    assert loaded.classes == tuple(f"class-{label}" for label in range(5))
+    for sample in range(50):
+        with tarfile.open(loaded.shard_path(loaded.shard[sample])) as tar:
+            encoded = tar.extractfile(loaded.key_of(sample) + ".jpg").read()
+            label = int(tar.extractfile(loaded.key_of(sample) + ".cls").read())
+        raw = loaded.shard_path(loaded.shard[sample]).read_bytes()
+        assert raw[loaded.offset[sample] :][: loaded.size[sample]] == encoded
+        assert loaded.label[sample] == label
+        assert (loaded.width[sample], loaded.height[sample]) == Image.open(io.BytesIO(encoded)).size
+
+
+def test_columns_are_memory_mapped(photos):
+    assert isinstance(index.load(photos).offset, np.memmap)
+
+
+def test_fingerprint_follows_the_bytes_of_the_shards(make_set):
+    first, same, other = make_set("a", 10), make_set("b", 10), make_set("c", 10, seed=1)
+    assert index.load(first).fingerprint == index.load(same).fingerprint != index.load(other).fingerprint
+
+
+def test_third_party_names_and_components_are_understood(tmp_path):
+    members = [("a/b.JPEG", JPEG), ("a/b.json", b"{}"), ("a/b.cls", b" 3\n"), ("c.seg.png", JPEG), ("c.webp", JPEG)]
+    write_tar(tmp_path / "s.tar", [*members, ("c.cls", b"0")])
+    shard, columns = index.scan_shard(tmp_path / "s.tar")
+    assert (shard.num_samples, columns["key"], columns["label"]) == (2, [b"a/b", b"c"], [3, 0])
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ([("a.jpg", JPEG)], "sample 'a' has no label: 'a.cls' is missing"),
+        ([("a.cls", b"1")], "sample 'a' has no image"),
+        ([("a.jpg", JPEG), ("a.cls", b"cat")], "'a.cls' holds b'cat', not a decimal class number"),
+        ([("a.jpg", b"nothing"), ("a.cls", b"1")], "sample 'a': its image cannot be read"),
+        ([("a.jpg", JPEG), ("a.cls", b"1"), ("b.jpg", JPEG), ("b.cls", b"1"), ("a.jpg", JPEG)], "'a' comes twice"),
+        ([("a.jpg", JPEG), ("a.jpg", JPEG), ("a.cls", b"1")], "'a.jpg' comes twice"),
+    ],
+)
+def test_a_bad_sample_is_named(tmp_path, members, says):
+    write_tar(tmp_path / "bad.tar", members)
+    with pytest.raises(UserError, match=r"bad\.tar") as error:
+        index.scan_shard(tmp_path / "bad.tar")
+    assert says in str(error.value)
+
+
+def test_a_truncated_tar_is_named(tmp_path):
+    write_tar(tmp_path / "s.tar", [("a.jpg", JPEG * 20), ("a.cls", b"1")])
+    (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"s\.tar"):
+        index.scan_shard(tmp_path / "s.tar")
+
+
+def test_a_key_in_two_shards_is_named(tmp_path):
+    for name in ("one.tar", "two.tar"):
+        write_tar(tmp_path / name, [("a.jpg", JPEG), ("a.cls", b"0")])
+    shards = [index.scan_shard(tmp_path / name) for name in ("one.tar", "two.tar")]
+    with pytest.raises(UserError, match=r"'a' is in one\.tar and in two\.tar"):
+        index.write(tmp_path, shards, ["x"])
+
+
+def test_a_missing_shard_is_named(make_set):
+    folder = make_set("set", 10)
+    (folder / "shard-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"shard-000001\.tar is missing"):
+        index.load(folder)
+
+
+def test_a_shard_of_another_size_is_named(make_set):
+    folder = make_set("set", 10)
+    with open(folder / "shard-000001.tar", "ab") as shard:
+        shard.write(b"more")
+    with pytest.raises(UserError, match=r"shard-000001\.tar changed since it was indexed: it has"):
+        index.load(folder)
+
+
+def test_a_shard_with_other_bytes_of_the_same_size_is_named(make_set):
+    folder = make_set("set", 10)
+    shard = folder / "shard-000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    time.sleep(0.02)
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"shard-000001\.tar changed since it was indexed: its SHA-256"):
+        index.load(folder)
+
+
+def test_a_copied_shard_is_fine(make_set):
+    folder = make_set("set", 10)
+    os.utime(folder / "shard-000000.tar", (time.time() + 100, time.time() + 100))
+    assert index.load(folder).num_samples == 10
+
+
+def test_a_label_outside_the_class_list_is_named(make_set):
+    folder = make_set("set", 10)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["classes"] = manifest["classes"][:4]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"shard-000001\.tar: sample '00004' has label 4"):
+        index.load(folder)
+
+
+def test_an_empty_set_is_refused(tmp_path):
+    write_tar(tmp_path / "s.tar", [])
+    index.write(tmp_path, [index.scan_shard(tmp_path / "s.tar")], ["x"])
+    with pytest.raises(UserError, match="holds no samples"):
+        index.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"version": 1, "shards": [{"nme": 1}]}'])
+def test_a_damaged_manifest_is_named(make_set, content):
+    folder = make_set("set", 10)
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        index.load(folder)
+
+
+def test_a_short_column_is_named(make_set):
+    folder = make_set("set", 10)
+    np.save(folder / "index" / "label.npy", np.zeros(9, np.int32))
+    with pytest.raises(UserError, match=r"label\.npy has 9 rows"):
+        index.load(folder)
+
+
+def test_a_folder_of_sets_says_which_there_are(photos, tmp_path):
+    with pytest.raises(UserError, match=r"several sets.*train"):
+        index.load(photos.parent)
+    with pytest.raises(UserError, match="does not exist"):
+        index.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no packed set"):
+        index.load(tmp_path)

@@ -1,0 +1,119 @@
+"""The order is a permutation per epoch, a function of its arguments, and local only when it is asked to be."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.order import Order, fold, permute, rank_part, sequential_batch
+from pipeline.errors import UserError
+
+
+def scalar_mix(value: int) -> int:
+    """SplitMix64 in plain Python integers."""
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+    return value ^ (value >> 31)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4))
+def test_fold_equals_plain_integers(numbers):
+    key = 0
+    for number in numbers:
+        key = scalar_mix(key ^ scalar_mix(number))
+    assert int(fold(*numbers)) == key
+
+
+@given(num=st.integers(1, 3000), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 1000))
+def test_permute_is_a_permutation(num, seed, epoch):
+    assert np.array_equal(np.sort(permute(np.arange(num), num, fold(seed, epoch))), np.arange(num))
+
+
+def test_permute_answers_for_any_positions_of_a_huge_set():
+    num = 10**12
+    positions = np.array([0, 7, num - 1])
+    values = permute(positions, num, fold(1))
+    assert len(set(values.tolist())) == 3
+    assert values.min() >= 0
+    assert values.max() < num
+    assert permute(positions[1:2], num, fold(1))[0] == values[1]
+
+
+def test_neighbours_are_scattered_and_epochs_differ():
+    num = 10_000
+    first, second = (permute(np.arange(num), num, fold(0, epoch)) for epoch in (0, 1))
+    for shuffled in (first, second):
+        assert abs(np.corrcoef(shuffled[:-1], shuffled[1:])[0, 1]) < 0.04
+        assert abs(np.corrcoef(np.arange(num), shuffled)[0, 1]) < 0.04
+        # A random permutation moves a value by num / 3 on average.
+        assert np.abs(shuffled - np.arange(num)).mean() == pytest.approx(num / 3, rel=0.05)
+    assert (first == second).mean() < 0.01
+
+
+def shard_sizes():
+    return st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+@given(sizes=shard_sizes(), window=st.integers(1, 15), seed=st.integers(0, 99), epoch=st.integers(0, 3))
+def test_windowed_order_is_a_permutation(sizes, window, seed, epoch):
+    total = sum(sizes)
+    ids = Order(total, total, seed, np.array(sizes), window).batch(epoch)
+    assert sorted(ids.tolist()) == list(range(total))
+    one_by_one = Order(total, 1, seed, np.array(sizes), window)
+    assert one_by_one.batch(epoch * total + total // 2)[0] == ids[total // 2]
+
+
+@given(sizes=shard_sizes(), window=st.integers(1, 15), seed=st.integers(0, 99))
+def test_windowed_order_visits_each_run_of_shards_once(sizes, window, seed):
+    total = sum(sizes)
+    order = Order(total, total, seed, np.array(sizes), window)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    visits = shard_of[order.batch(0)].tolist()
+    open_at = sorted(visits.index(shard) for shard in range(len(sizes)))
+    for shard in range(len(sizes)):
+        last = len(visits) - 1 - visits[::-1].index(shard)
+        later = [start for start in open_at if visits.index(shard) < start <= last]
+        assert len(later) < window  # no more shards than the window open before this one is done
+
+
+@settings(max_examples=40)
+@given(
+    num=st.integers(24, 500),
+    windowed=st.booleans(),
+    worlds=st.lists(st.sampled_from([1, 2, 3, 4, 6, 8]), min_size=1, max_size=6),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_any_sequence_of_world_sizes_trains_on_what_one_rank_would(num, windowed, worlds, seed):
+    sizes = np.array([num // 2, num - num // 2]) if windowed else None
+    order = Order(num, 24, seed, sizes, 1 if windowed else 0)
+    for step, world in enumerate(worlds * 3):
+        parts = [rank_part(order.batch(step), rank, world) for rank in range(world)]
+        assert np.array_equal(np.concatenate(parts), order.batch(step))
+
+
+@given(num=st.integers(7, 300), batch=st.integers(1, 7), epoch=st.integers(0, 3))
+def test_every_id_once_an_epoch_but_the_tail(num, batch, epoch):
+    order = Order(num, batch, 3)
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    ids = np.concatenate([order.batch(step) for step in steps])
+    assert len(ids) == num - num % batch == len(set(ids.tolist()))
+    assert {order.epoch(step) for step in steps} == {epoch}
+
+
+def test_the_tail_is_another_one_each_epoch():
+    order = Order(10, 8, 0)
+    left_out = [set(range(10)) - set(order.batch(step).tolist()) for step in range(6)]
+    assert len({frozenset(tail) for tail in left_out}) > 1
+
+
+def test_a_batch_larger_than_the_set_is_refused():
+    with pytest.raises(UserError, match=r"train\.global_batch=64 is more than the 50 samples"):
+        Order(50, 64, 0)
+
+
+@given(num=st.integers(1, 100), batch=st.integers(1, 40))
+def test_sequential_order_pads_only_the_end(num, batch):
+    steps = -(-num // batch)
+    ids = np.concatenate([sequential_batch(step, num, batch) for step in range(steps)])
+    assert ids.tolist() == list(range(num)) + [-1] * (steps * batch - num)

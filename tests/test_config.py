@@ -1,0 +1,295 @@
+"""The config: files and overrides, what is refused and in which words, how a global batch is split."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import config
+from pipeline.config import Config, Train, load, parse
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A config file that leaves every key at its default."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("")
+    return path
+
+
+def refused(path: Path, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, list(words))
+    return str(caught.value)
+
+
+def leaves(tree: dict, prefix: str = "") -> dict:
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+# Files
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_config_loads_and_survives_a_round_trip(path):
+    settled = load(path)
+    assert parse(yaml.safe_load(config.dump(settled)), "dumped") == settled
+
+
+def test_empty_file_gives_the_defaults_and_a_run_folder_of_its_name(recipe):
+    assert load(recipe) == Config(run=Path("runs/recipe"))
+
+
+def test_missing_file_names_the_nearest(recipe):
+    text = refused(recipe.with_name("recpie.yaml"))
+    assert "recpie.yaml: there is no such config file" in text
+    assert text.endswith(f"Did you mean {recipe}?")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a: [1", "no readable YAML file"),
+        (b"\xff\xfe\xfa", "no readable YAML file"),
+        (b"- a\n- b\n", "must hold 'key: value' lines, not list"),
+        (b"1: 2\n", "must be strings"),
+    ],
+)
+def test_file_that_is_no_config(recipe, content, reason):
+    recipe.write_bytes(content)
+    text = refused(recipe)
+    assert str(recipe) in text
+    assert reason in text
+
+
+# Keys and types
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("optimiser.lr=1", "Did you mean optimizer?"),
+        ("data.crop=224", "Did you mean data.crop_px?"),
+        ("train.global_bach=8", "Did you mean train.global_batch?"),
+        ("lr=0.1", "Did you mean optimizer.lr?"),
+        ("data.zzz=1", "See --help for all keys"),
+    ],
+)
+def test_unknown_key_names_the_nearest(recipe, word, hint):
+    text = refused(recipe, word)
+    assert "is no known key" in text
+    assert hint in text
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("optimizer.lr=fast", "optimizer.lr='fast' must be a valid number"),
+        ("optimizer.lr=true", "optimizer.lr=True is true or false"),
+        ("optimizer.lr=.nan", "optimizer.lr=nan must be a finite number"),
+        ("optimizer.lr=.inf", "optimizer.lr=inf must be a finite number"),
+        ("optimizer.lr=0", "optimizer.lr=0 must be greater than 0"),
+        ("optimizer.lr=none", "optimizer.lr=None must be a valid number"),
+        ("optimizer.momentum=1", "optimizer.momentum=1 must be less than 1"),
+        ("optimizer.nesterov=maybe", "optimizer.nesterov='maybe' must be a valid boolean"),
+        ("train.global_batch=12.5", "train.global_batch=12.5 must be a valid integer"),
+        ("train.global_batch=yes", "train.global_batch=True is true or false"),
+        ("train.global_batch=-4", "train.global_batch=-4 must be greater than 0"),
+        ("train.micro_batch=0", "train.micro_batch=0 must be greater than 0"),
+        ("train.precision=fp16", "train.precision='fp16' must be 'auto', 'fp32' or 'bf16'"),
+        ("data.scale_px=[256]", "data.scale_px"),
+        ("data.mean=[0.5, x, 0.5]", "data.mean.1='x' must be a valid number"),
+        ("data.train=3", "data.train=3"),
+        ("model.name=7", "model.name=7 must be a valid string"),
+        ("evaluation.views=[six]", "evaluation.views.0='six' must be 'centre', 'five' or 'ten'"),
+        ("seed=-1", "seed=-1 must be greater than or equal to 0"),
+        ("data=photos", "data='photos' must be a valid dictionary"),
+    ],
+)
+def test_ill_typed_value_is_told_with_key_and_value(recipe, word, reason):
+    text = refused(recipe, word)
+    assert text.startswith(f"{recipe}:\n")
+    assert reason in text
+
+
+@pytest.mark.xfail(strict=True, reason="the check for booleans looks at whole values, not into tuples")
+def test_bool_among_numbers_is_refused(recipe):
+    assert "is true or false" in refused(recipe, "data.mean=[true, 0.4, 0.4]")
+
+
+def test_all_mistakes_are_told_at_once(recipe):
+    text = refused(recipe, "optimizer.lr=x", "lr=3", "train.global_batch=0")
+    assert len(text.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["data.crop_px=300"], "data.crop_px=300 must not be more than data.resize_px=256"),
+        (["data.scale_px=[512, 256]"], "data.scale_px=[512, 256] must be a range"),
+        (["data.area=[0, 1]"], "data.area=[0.0, 1.0] must be a range"),
+        (["data.aspect=[2, 1]"], "data.aspect=[2.0, 1.0] must be a range"),
+        (["data.recipe=vgg", "data.scale_px=[200, 512]"], "data.scale_px starts at 200, below data.crop_px=224"),
+        (["data.std=[0.2, 0, 0.2]"], "data.std=[0.2, 0.0, 0.2] must be positive"),
+        (["schedule.kind=multistep"], "schedule.kind=multistep needs schedule.milestones"),
+        (["schedule.milestones=[60, 30]"], "schedule.milestones=[60.0, 30.0] must rise"),
+        (["schedule.milestones=[30, 30]"], "schedule.milestones=[30.0, 30.0] must rise"),
+        (["schedule.warmup_epochs=5", "train.epochs=5"], "schedule.warmup_epochs=5 must be less than train.epochs=5"),
+        (["schedule.milestones=[30, 90]"], "schedule.milestones ends at 90, but training ends at train.epochs=90"),
+        (["schedule.kind=plateau"], "schedule.kind=plateau follows the validation error: set data.validation"),
+        (["schedule.final_lr=0.02"], "schedule.final_lr=0.02 is above optimizer.lr=0.01"),
+        (["optimizer.nesterov=true", "optimizer.momentum=0"], "optimizer.nesterov=true needs optimizer.momentum"),
+        (["evaluation.views=[]"], "evaluation.views=[] must name each view once"),
+        (["evaluation.views=[ten, ten]"], "evaluation.views=['ten', 'ten'] must name each view once"),
+    ],
+)
+def test_contradiction_names_the_keys(recipe, words, reason):
+    assert reason in refused(recipe, *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.crop_px=256"],
+        ["data.scale_px=[200, 512]"],  # only recipe vgg reads it
+        ["data.recipe=vgg", "data.scale_px=[224, 224]"],
+        ["schedule.kind=plateau", "data.validation=somewhere"],
+        ["schedule.milestones=[30, 89.5]", "schedule.kind=multistep"],
+        ["schedule.final_lr=0.01"],
+    ],
+)
+def test_values_next_to_a_contradiction_are_fine(recipe, words):
+    load(recipe, words)
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("optimizer.lr=0.02", "optimizer.lr", 0.02),
+        ("optimizer.lr=1e-3", "optimizer.lr", 1e-3),  # a string to YAML 1.1, a number to everybody else
+        ("data.train=/a b/c=d", "data.train", "/a b/c=d"),
+        ("data.train=none", "data.train", None),
+        ("data.train=None", "data.train", None),
+        ("data.train=", "data.train", None),
+        ("tracking=none", "tracking", "none"),
+        ('wandb.name="17"', "wandb.name", "17"),
+        ("wandb.tags=[a, 'b c']", "wandb.tags", ["a", "b c"]),
+        ("schedule.milestones=[3, 6.5]", "schedule.milestones", [3.0, 6.5]),
+        ("evaluation={every_epochs: 2}", "evaluation.every_epochs", 2.0),
+        ("run=elsewhere", "run", "elsewhere"),
+    ],
+)
+def test_override(recipe, word, key, value):
+    recipe.write_text("data:\n  train: from the file\n")
+    assert leaves(load(recipe, [word]).model_dump(mode="json"))[key] == value
+
+
+def test_overrides_keep_their_neighbours_and_the_last_one_wins(recipe):
+    recipe.write_text("optimizer: {momentum: 0.5, lr: 1.0}\ndata:\n")
+    settled = load(recipe, ["optimizer.lr=0.3", "data.crop_px=64", "optimizer.lr=0.2"])
+    assert (settled.optimizer.momentum, settled.optimizer.lr, settled.data.crop_px) == (0.5, 0.2, 64)
+
+
+@pytest.mark.parametrize("word", ["optimizer.lr", "=3", "", "--lr"])
+def test_word_without_a_key_or_value_is_no_override(recipe, word):
+    assert refused(recipe, word).startswith(f"'{word}' is no override. Write key=value")
+
+
+def test_override_that_is_no_yaml_says_to_quote_it(recipe):
+    assert refused(recipe, "wandb.name=[a").endswith("""Quote it, for example 'wandb.name="..."'""")
+
+
+# There and back
+
+
+@given(
+    lr=st.floats(1e-12, 1e3),
+    name=st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+    milestones=st.sets(st.floats(1e-3, 89)).map(sorted),
+    tracking=st.sampled_from(["wandb", "none"]),
+)
+def test_dump_reads_back_as_the_same_config(lr, name, milestones, tracking):
+    tree = {"optimizer": {"lr": lr}, "wandb": {"name": name}, "schedule": {"milestones": milestones}}
+    settled = parse(tree | {"tracking": tracking, "run": "runs/x"}, "made")
+    assert parse(yaml.safe_load(config.dump(settled)), "dumped") == settled
+
+
+def test_dump_is_a_file_that_load_reads(tmp_path, recipe):
+    settled = load(
+        recipe, ["data.train=somewhere", "run=here", "schedule.kind=multistep", "schedule.milestones=[1, 2]"]
+    )
+    (tmp_path / "dumped.yaml").write_text(config.dump(settled))
+    assert load(tmp_path / "dumped.yaml") == settled
+
+
+def test_configs_do_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 3
+
+
+# Help
+
+
+def test_help_describes_every_key_with_its_default():
+    lines = config.describe().splitlines()
+    told = {lines[n].strip().partition("=")[0]: lines[n + 1] for n in range(0, len(lines), 2)}
+    assert told.keys() == leaves(yaml.safe_load(config.dump(Config()))).keys()
+    assert all(len(text.split()) >= 2 for text in told.values())
+    assert "  optimizer.lr=0.01" in lines
+    assert "  data.train=none" in lines
+
+
+def test_every_setting_is_read_by_something():
+    files = [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "launch").glob("*.py")]
+    code = "\n".join(path.read_text() for path in files if path.name != "config.py")
+    through_settings = {"width", "dropout", "groups", "init"}  # Model.settings
+    names = {key.rpartition(".")[2] for key in config.keys()} - through_settings
+    assert {name for name in names if not re.search(rf"\.{name}\b", code)} == set()
+
+
+# Splitting a global batch
+
+
+@given(global_batch=st.integers(1, 3000), world=st.integers(1, 70), micro_batch=st.none() | st.integers(1, 400))
+def test_split_keeps_the_global_batch_in_as_few_micro_steps_as_fit(global_batch, world, micro_batch):
+    train = Train(global_batch=global_batch, micro_batch=micro_batch)
+    if global_batch % world:
+        with pytest.raises(UserError):
+            train.split(world)
+        return
+    rows, micro_steps = train.split(world)
+    assert rows * micro_steps * world == global_batch
+    limit = micro_batch or global_batch
+    share = global_batch // world
+    assert rows == max(size for size in range(1, share + 1) if share % size == 0 and size <= limit)
+
+
+@given(global_batch=st.integers(1, 3000), world=st.integers(2, 70))
+def test_refused_split_offers_only_sizes_that_work(global_batch, world):
+    if global_batch % world == 0:
+        return
+    with pytest.raises(UserError) as caught:
+        Train(global_batch=global_batch).split(world)
+    text = str(caught.value)
+    assert text.startswith(f"train.global_batch={global_batch} does not divide among {world} processes. ")
+    worlds, batches = re.search(r"Start ([\d or]+) processes, or set train.global_batch to ([\d or]+)$", text).groups()
+    assert all(global_batch % int(size) == 0 for size in worlds.split(" or "))
+    assert all(int(size) % world == 0 and int(size) > 0 for size in batches.split(" or "))
+
+
+def test_refused_split_text():
+    with pytest.raises(UserError, match=r"Start 4 or 5 or 8 or 10 processes, or set train.global_batch to 36 or 42"):
+        Train(global_batch=40).split(6)
