@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data import index
+from pipeline.data.scan import scan_shard
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,7 +66,7 @@ def write_set(
         shard.append((f"{number:05d}.cls", str(label).encode()))
     for number, files in enumerate(members):
         write_tar(folder / f"shard-{number:06d}.tar", files)
-    scanned = [index.scan_shard(path) for path in sorted(folder.glob("*.tar"))]
+    scanned = [scan_shard(path) for path in sorted(folder.glob("*.tar"))]
     index.write(folder, scanned, [f"class-{label}" for label in range(num_classes)])
     return folder
 

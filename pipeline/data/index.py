@@ -9,11 +9,8 @@ A sample's id is its row. Shards stay plain WebDataset tars; nothing in them is 
 """
 
 import hashlib
-import io
 import json
 import os
-import re
-import tarfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +21,6 @@ from pipeline.errors import UserError
 
 MANIFEST = "manifest.json"
 VERSION = 1
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 COLUMNS = {
     "shard": np.int32,  # row of `shards`
     "offset": np.int64,  # of the image's first byte in the shard
@@ -180,84 +176,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def scan_shard(path: Path, name: str | None = None) -> tuple[Shard, dict[str, list]]:
-    """Read one tar's members: its `Shard` entry, and a list for each column but `shard`.
-
-    Raises UserError, naming shard and key, for a truncated tar, a sample without image or label, a label that is no
-    number, a key that comes twice, an image whose header cannot be read.
-    """
-    columns: dict[str, list] = {column: [] for column in COLUMNS if column != "shard"}
-    try:
-        with tarfile.open(path, "r:") as tar, open(path, "rb") as raw:
-            for key, components in _samples(tar, path):
-                _append(columns, path, key, components, raw)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} is no readable tar: {error}. Fetch or make this shard again") from None
-    shard = Shard(name or path.name, path.stat().st_size, file_sha256(path), len(columns["key"]))
-    return shard, columns
-
-
-# WebDataset's own rule: the key is everything up to the first dot of the file name, folders included.
-_KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-
-
-def _samples(tar: tarfile.TarFile, path: Path):
-    seen: set[str] = set()
-    key: str | None = None
-    components: dict[str, tuple[int, int]] = {}
-    for member in tar:
-        match = _KEY_AND_EXTENSION.match(member.name)
-        if not member.isfile() or not match:
-            continue
-        if match[1] != key:
-            if key is not None:
-                yield key, components
-            key, components = match[1], {}
-            if key in seen:
-                raise UserError(f"{path}: the key '{key}' comes twice. Keys must be unique, and a key's files together")
-            seen.add(key)
-        extension = match[2].lower()
-        if extension in components:
-            raise UserError(f"{path}: '{member.name}' comes twice. Make this shard again")
-        components[extension] = (member.offset_data, member.size)
-    if key is not None:
-        yield key, components
-
-
-def _append(columns: dict[str, list], path: Path, key: str, components: dict[str, tuple[int, int]], raw) -> None:
-    image = next((components[extension] for extension in IMAGE_EXTENSIONS if extension in components), None)
-    if image is None:
-        raise UserError(
-            f"{path}: sample '{key}' has no image ({', '.join(IMAGE_EXTENSIONS)}), only {sorted(components)}"
-        )
-    if "cls" not in components:
-        raise UserError(
-            f"{path}: sample '{key}' has no label: '{key}.cls' is missing. Only {sorted(components)} are there"
-        )
-    text = os.pread(raw.fileno(), components["cls"][1], components["cls"][0])
-    try:
-        label = int(text)
-    except ValueError:
-        raise UserError(f"{path}: '{key}.cls' holds {text[:40]!r}, not a decimal class number") from None
-    offset, size = image
-    width, height = image_size(os.pread(raw.fileno(), size, offset), f"{path}: sample '{key}'")
-    row = {"offset": offset, "size": size, "label": label, "height": height, "width": width, "key": key.encode()}
-    for name, value in row.items():
-        columns[name].append(value)
-
-
-def image_size(encoded: bytes, where: str) -> tuple[int, int]:
-    """(width, height) in pixels, from the header alone. Raises UserError starting with `where`."""
-    from PIL import Image
-
-    try:
-        return Image.open(io.BytesIO(encoded)).size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{where}: its image cannot be read ({error}). Leave it out and make this shard again"
-        ) from None
-
-
 def write(
     folder: Path,
     shards: list[tuple[Shard, dict[str, list]]],
@@ -265,7 +183,7 @@ def write(
     shards_root: str = ".",
     rgb: dict | None = None,
 ) -> None:
-    """Write the index of `shards` (as `scan_shard` returns them, in order) into `folder`; the manifest comes last.
+    """Write the index of `shards` (in order, as scan.scan_shard returns them) into `folder`; the manifest comes last.
 
     `rgb` is {"mean": 3 floats, "covariance": 3 x 3 floats} over pixels in 0..1, or None. The same input gives the same
     bytes. Raises UserError for a key that two shards share.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import index
+from pipeline.data.scan import scan_shard
 from pipeline.errors import UserError
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare
 from pipeline.packing.sets import Source
@@ -74,7 +75,7 @@ class ScanJob:
 
 
 def _record(tar: Path, name: str, rejected: list, sums: dict | None) -> dict[str, Any]:
-    shard, columns = index.scan_shard(tar, name)
+    shard, columns = scan_shard(tar, name)
     columns["key"] = [key.decode() for key in columns["key"]]
     return {"shard": vars(shard), "columns": columns, "rejected": rejected, "sums": sums}
 

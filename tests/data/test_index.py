@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data import index
+from pipeline.data.scan import scan_shard
 from pipeline.errors import UserError
 from tests.conftest import jpeg, photo, write_tar
 
@@ -43,7 +44,7 @@ def test_fingerprint_follows_the_bytes_of_the_shards(make_set):
 def test_third_party_names_and_components_are_understood(tmp_path):
     members = [("a/b.JPEG", JPEG), ("a/b.json", b"{}"), ("a/b.cls", b" 3\n"), ("c.seg.png", JPEG), ("c.webp", JPEG)]
     write_tar(tmp_path / "s.tar", [*members, ("c.cls", b"0")])
-    shard, columns = index.scan_shard(tmp_path / "s.tar")
+    shard, columns = scan_shard(tmp_path / "s.tar")
     assert (shard.num_samples, columns["key"], columns["label"]) == (2, [b"a/b", b"c"], [3, 0])
 
 
@@ -61,7 +62,7 @@ def test_third_party_names_and_components_are_understood(tmp_path):
 def test_a_bad_sample_is_named(tmp_path, members, says):
     write_tar(tmp_path / "bad.tar", members)
     with pytest.raises(UserError, match=r"bad\.tar") as error:
-        index.scan_shard(tmp_path / "bad.tar")
+        scan_shard(tmp_path / "bad.tar")
     assert says in str(error.value)
 
 
@@ -69,13 +70,13 @@ def test_a_truncated_tar_is_named(tmp_path):
     write_tar(tmp_path / "s.tar", [("a.jpg", JPEG * 20), ("a.cls", b"1")])
     (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"s\.tar"):
-        index.scan_shard(tmp_path / "s.tar")
+        scan_shard(tmp_path / "s.tar")
 
 
 def test_a_key_in_two_shards_is_named(tmp_path):
     for name in ("one.tar", "two.tar"):
         write_tar(tmp_path / name, [("a.jpg", JPEG), ("a.cls", b"0")])
-    shards = [index.scan_shard(tmp_path / name) for name in ("one.tar", "two.tar")]
+    shards = [scan_shard(tmp_path / name) for name in ("one.tar", "two.tar")]
     with pytest.raises(UserError, match=r"'a' is in one\.tar and in two\.tar"):
         index.write(tmp_path, shards, ["x"])
 
@@ -123,7 +124,7 @@ def test_a_label_outside_the_class_list_is_named(make_set):
 
 def test_an_empty_set_is_refused(tmp_path):
     write_tar(tmp_path / "s.tar", [])
-    index.write(tmp_path, [index.scan_shard(tmp_path / "s.tar")], ["x"])
+    index.write(tmp_path, [scan_shard(tmp_path / "s.tar")], ["x"])
     with pytest.raises(UserError, match="holds no samples"):
         index.load(tmp_path)
 

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The whole path on data that is drawn here: images -> shards -> training -> ten-crop scores. `make demo` calls this.
+# A second call starts at once and goes on where the first stopped; remove runs/demo to train anew.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-.venv/bin/python}
+export PYTHON
+
+echo "== 1 of 4: draw a synthetic data set (ten shapes)"
+"$PYTHON" -m launch.draw data/demo-images
+echo "== 2 of 4: pack it into WebDataset shards"
+"$PYTHON" -m launch.pack data/demo-images data/demo
+echo "== 3 of 4: train AlexNet on it"
+launch/single_node.sh configs/demo.yaml
+echo "== 4 of 4: score the last checkpoint on the synthetic validation set"
+"$PYTHON" -m launch.evaluate runs/demo --views centre,ten
+
+cat <<'END'
+
+Next:
+  .venv/bin/python -m models.summary alexnet_2012              # a network, layer by layer
+  .venv/bin/python -m launch.pack YOUR_PHOTOS data/photos      # a folder with one folder of images per class
+  launch/single_node.sh configs/alexnet_cpu.yaml data.train=data/photos/train    # configs/alexnet.yaml on GPUs
+END

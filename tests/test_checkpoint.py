@@ -1,0 +1,321 @@
+"""Checkpoints on a real disk with a real engine: whole or not there, pruned, and refused by name when they are corrupt."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from pipeline import checkpoint, engine, optim, runtime
+from pipeline.checkpoint import Progress
+from pipeline.config import Config, parse
+from pipeline.errors import UserError
+from pipeline.runtime import Runtime
+
+CONFIG = parse({"train": {"global_batch": 4}, "optimizer": {"lr": 0.1}}, "test")
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Runtime]:
+    """A group of one process. DeepSpeed keeps groups of the last one, which the next module must not meet."""
+    with runtime.start() as started:
+        yield started
+    from deepspeed.utils import groups
+
+    groups._release_process_group_references(group=None)
+    os.environ.pop("LOCAL_RANK", None)  # engine.build sets it for DeepSpeed
+
+
+def stepper_of(alone: Runtime, seed: int = 0, config: Config = CONFIG) -> engine.Stepper:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+    return engine.Stepper(engine.build(model, optim.build(model, config.optimizer), config, alone), config, alone)
+
+
+def train(stepper: engine.Stepper, *steps: int) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        images, labels = torch.randn(4, 3, 2, 2, generator=generator), torch.randint(0, 3, (4,), generator=generator)
+        stepper.micro_step(images, labels, step, 0)
+
+
+def weights(stepper: engine.Stepper) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in stepper.engine.module.state_dict().items()}
+
+
+def momentum(stepper: engine.Stepper) -> list[torch.Tensor]:
+    state = stepper.engine.optimizer.state
+    return [state[weight]["momentum_buffer"].clone() for weight in stepper.engine.module.parameters()]
+
+
+def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def trained(alone: Runtime) -> engine.Stepper:
+    """After steps 0, 1, 2. Read only."""
+    stepper = stepper_of(alone)
+    train(stepper, 0, 1, 2)
+    return stepper
+
+
+@pytest.fixture
+def save(trained, alone, tmp_path):
+    """save(3, keep=2, best_step=3) into tmp_path/run."""
+    (tmp_path / "run").mkdir()
+
+    def save_step(step: int, keep: int = 3, **facts) -> Path:
+        return checkpoint.save(trained.engine, Progress(step=step, **facts), tmp_path / "run", alone, keep)
+
+    return save_step
+
+
+def folders(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_dir())
+
+
+# There and back
+
+
+def test_weights_and_momentum_come_back(save, trained, alone):
+    folder, other = save(3), stepper_of(alone, seed=1)
+    assert not equal(weights(other), weights(trained))
+    checkpoint.load(other.engine, folder)
+    assert equal(weights(other), weights(trained))
+    pairs = zip(momentum(other), momentum(trained), strict=True)
+    assert all(torch.equal(ours, theirs) and theirs.abs().max() > 0 for ours, theirs in pairs)
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(save, alone):
+    whole, resumed = stepper_of(alone), stepper_of(alone, seed=1)
+    train(whole, 0, 1, 2, 3, 4)
+    checkpoint.load(resumed.engine, save(3))
+    train(resumed, 3, 4)
+    assert equal(weights(resumed), weights(whole))
+
+
+def test_progress_comes_back(save):
+    facts = {
+        "epoch": 1.5,
+        "samples_seen": 12,
+        "errors": [0.5, 0.25],
+        "best_error": 0.25,
+        "best_step": 2,
+        "wandb_id": "abc",
+        "data_fingerprint": "0123",
+        "classes": ["cat", "dög"],
+        "config": CONFIG.model_dump(mode="json"),
+    }
+    assert checkpoint.read(save(3, **facts)) == Progress(step=3, **facts)
+
+
+def test_weights_file_is_the_module_and_needs_no_deepspeed(save, trained):
+    assert equal(load_file(save(3) / "model.safetensors"), weights(trained))
+
+
+def test_saving_a_step_again_replaces_it(save, tmp_path):
+    save(3, epoch=0.1)
+    folder = save(3, epoch=0.2)
+    assert checkpoint.read(folder).epoch == 0.2
+    assert folders(tmp_path / "run") == ["step-00000003"]
+
+
+# Latest, best, pruned
+
+
+def test_latest_moves_and_best_stays(save, tmp_path):
+    first, second = save(1, best_step=1), save(2, best_step=1)
+    assert checkpoint.latest(tmp_path / "run") == second
+    assert checkpoint.latest(tmp_path / "run", "best") == first
+
+
+@pytest.mark.parametrize(
+    ("keep", "best_step", "left"),
+    [(1, 1, [1, 5]), (2, 2, [2, 4, 5]), (3, 5, [3, 4, 5]), (9, 1, [1, 2, 3, 4, 5]), (2, None, [4, 5])],
+)
+def test_pruning_keeps_the_best_and_the_newest(save, tmp_path, keep, best_step, left):
+    for step in range(1, 6):
+        save(step, keep, best_step=best_step if best_step and step >= best_step else None)
+    assert folders(tmp_path / "run") == [f"step-{step:08d}" for step in left]
+    assert checkpoint.read(checkpoint.latest(tmp_path / "run")).step == 5
+
+
+def test_run_without_checkpoints_has_no_latest(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+
+
+# Interrupted
+
+
+def test_interrupted_write_leaves_the_one_before(save, tmp_path, monkeypatch):
+    before = save(1)
+
+    def killed(*args) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(2)
+    assert folders(tmp_path / "run") == [".writing-step-00000002", "step-00000001"]
+    assert checkpoint.latest(tmp_path / "run") == before
+    assert checkpoint.read(before).step == 1
+
+    save(2)
+    assert folders(tmp_path / "run") == ["step-00000001", "step-00000002"]
+
+
+def test_leftover_of_another_step_is_ignored_and_removed(save, tmp_path):
+    leftover = tmp_path / "run" / "checkpoints" / ".writing-step-00000009"
+    leftover.mkdir(parents=True)
+    (leftover / "progress.json").write_text("{")
+    assert checkpoint.latest(tmp_path / "run") is None
+    assert checkpoint.latest(tmp_path / "run") != save(1)
+    assert folders(tmp_path / "run") == ["step-00000001"]
+
+
+# Corrupt
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def refused(action, *args) -> str:
+    with pytest.raises(UserError) as caught:
+        action(*args)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "engine/mp_rank_00_model_states.pt"])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(flip_a_byte, "is not what was written"), (cut_short, "is not what was written"), (Path.unlink, "is missing")],
+)
+def test_corrupt_file_is_named_with_the_way_out(save, name, damage, reason):
+    older, folder = save(1), save(2)
+    damage(folder / name)
+    text = refused(checkpoint.read, folder)
+    assert f"{folder / name} {reason}" in text
+    assert "corrupt" in text
+    assert text.endswith(f"To go on from the one before: echo {older.name} > {folder.parent / 'latest'}")
+    (folder.parent / "latest").write_text(f"{older.name}\n")  # as the text says
+    assert checkpoint.read(checkpoint.latest(folder.parents[1])).step == 1
+
+
+def test_only_checkpoint_corrupt(save):
+    folder = save(1)
+    cut_short(folder / "model.safetensors")
+    text = refused(checkpoint.read, folder)
+    assert text.endswith(f"There is no older one: remove {folder.parent} to start over")
+
+
+def test_files_that_were_added_do_no_harm(save):
+    folder = save(1)
+    (folder / "notes.txt").write_text("the good one")
+    assert checkpoint.read(folder).step == 1
+
+
+def with_files(files: object) -> str:
+    return json.dumps({"step": 1, "files": files})
+
+
+not_looked_at = pytest.mark.xfail(strict=True, reason="`files` is used outside of the try", raises=Exception)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"step": 1}',
+        '{"files": {}, "stride": 1}',
+        "\udcff",
+        pytest.param(with_files([]), marks=not_looked_at),
+        pytest.param(with_files({"model.safetensors": 5}), marks=not_looked_at),
+    ],
+)
+def test_damaged_progress_is_named(save, content):
+    folder = save(1)
+    (folder / "progress.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert refused(checkpoint.read, folder).startswith(f"{folder / 'progress.json'} is damaged (")
+
+
+def test_folder_that_is_no_checkpoint(tmp_path):
+    assert refused(checkpoint.read, tmp_path) == f"{tmp_path} is no checkpoint: it has no progress.json"
+
+
+def test_latest_that_names_a_folder_that_is_gone(save, tmp_path):
+    save(1)
+    pointer = tmp_path / "run" / "checkpoints" / "latest"
+    pointer.write_text("step-00000007\n")
+    text = refused(checkpoint.latest, tmp_path / "run")
+    assert text.startswith(f"{pointer} names step-00000007, which is not there (there are: step-00000001)")
+
+
+def test_engine_state_that_is_missing(save, alone):
+    folder = save(1)
+    for file in (folder / "engine").iterdir():
+        file.unlink()
+    (folder / "engine").rmdir()
+    assert refused(checkpoint.load, stepper_of(alone).engine, folder).startswith(f"{folder}: DeepSpeed found no state")
+
+
+def test_disk_that_gives_back_other_weights(save, monkeypatch):
+    from safetensors import torch as files
+
+    monkeypatch.setattr(files, "load_file", lambda path: {name: value + 1 for name, value in load_file(path).items()})
+    assert "model.safetensors: the disk gave back other weights than were written" in refused(save, 1)
+
+
+# What a person may name
+
+
+def test_find_takes_a_run_or_a_checkpoint(save, tmp_path):
+    first, second = save(1, best_step=1), save(2, best_step=1)
+    assert checkpoint.find(tmp_path / "run") == second
+    assert checkpoint.find(tmp_path / "run", "best") == first
+    assert checkpoint.find(first) == first
+
+
+def test_find_in_a_run_that_has_none_yet(tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    assert refused(checkpoint.find, tmp_path) == (
+        f"{tmp_path} has no checkpoint yet. Give a run folder (it holds checkpoints/latest) or a checkpoint's folder"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_find_in_what_is_no_run(tmp_path, name):
+    assert refused(checkpoint.find, tmp_path / name).startswith(
+        f"{tmp_path / name} is neither a run nor a checkpoint. Give a run folder (it holds checkpoints/latest)"
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="says that a run which has checkpoints 'has no checkpoint yet'")
+def test_find_best_of_a_run_that_was_never_evaluated(save, tmp_path):
+    save(1)
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert "no checkpoint yet" not in refused(checkpoint.find, tmp_path / "run", "best")
+
+
+def test_other_ranks_write_nothing_of_their_own(trained, alone, tmp_path):
+    """Rank 0 makes the folder; without it DeepSpeed's own file would be all that another rank leaves."""
+    other = replace(alone, rank=1)
+    checkpoint.save(trained.engine, Progress(step=1), tmp_path, other, 3)
+    assert not (tmp_path / "checkpoints" / "step-00000001").exists()
+    assert not (tmp_path / "checkpoints" / "latest").exists()

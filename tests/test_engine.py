@@ -1,0 +1,267 @@
+"""DeepSpeed on the CPU in one process, against torch.optim.SGD alone: same weights, no hidden clipping, same masks."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline import engine, optim, runtime
+from pipeline.config import Config, parse
+from pipeline.runtime import Runtime
+
+ROWS, STEPS = 8, 5
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Runtime]:
+    """A group of one process. DeepSpeed keeps groups of the last one, which the next module must not meet."""
+    with runtime.start() as started:
+        yield started
+    from deepspeed.utils import groups
+
+    groups._release_process_group_references(group=None)
+    os.environ.pop("LOCAL_RANK", None)  # engine.build sets it for DeepSpeed
+
+
+def settle(**sections: dict) -> Config:
+    return parse({**sections, "train": {"global_batch": ROWS, "precision": "fp32"} | sections.get("train", {})}, "test")
+
+
+def network(seed: int = 0, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(4 * 6 * 6, 16), nn.Linear(16, 5)
+    )
+
+
+def stepper_of(model: nn.Module, config: Config, alone: Runtime) -> engine.Stepper:
+    return engine.Stepper(engine.build(model, optim.build(model, config.optimizer), config, alone), config, alone)
+
+
+def batch(step: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    images = scale * torch.randn(ROWS, 3, 8, 8, generator=generator)
+    return images, torch.randint(0, 5, (ROWS,), generator=generator)
+
+
+def after_engine(config: Config, alone: Runtime, scale: float = 1.0, steps: int = STEPS) -> dict[str, torch.Tensor]:
+    model = network()
+    stepper = stepper_of(model, config, alone)
+    rows, micro_steps = config.train.split(1)
+    for step in range(steps):
+        images, labels = batch(step, scale)
+        for n, (some, theirs) in enumerate(zip(images.split(rows), labels.split(rows), strict=True)):
+            stepper.micro_step(some, theirs, step, n)
+        assert n + 1 == micro_steps
+    return model.state_dict()
+
+
+def after_plain_sgd(
+    config: Config,
+    scale: float = 1.0,
+    steps: int = STEPS,
+    change: Callable[[nn.Module], Any] = lambda model: None,
+    micro_steps: int = 1,
+) -> dict[str, torch.Tensor]:
+    """The same steps in five lines of PyTorch; `change` sees the gradients before each step."""
+    model, chosen = network(), config.optimizer
+    settings = {"momentum": chosen.momentum, "weight_decay": chosen.weight_decay, "nesterov": chosen.nesterov}
+    sgd = torch.optim.SGD(model.parameters(), lr=chosen.lr, **settings)
+    for step in range(steps):
+        for images, labels in zip(*(part.chunk(micro_steps) for part in batch(step, scale)), strict=True):
+            loss = F.cross_entropy(model(images), labels, label_smoothing=config.train.label_smoothing)
+            (loss / micro_steps).backward()
+        change(model)
+        sgd.step()
+        sgd.zero_grad()
+    return model.state_dict()
+
+
+def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def gradient_norm(model: nn.Module) -> float:
+    return float(torch.cat([weight.grad.flatten() for weight in model.parameters()]).norm())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        settle(optimizer={"lr": 0.1}),
+        settle(optimizer={"lr": 0.1, "nesterov": True, "weight_decay": 0.01}),
+        settle(optimizer={"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}),
+        settle(train={"label_smoothing": 0.1}),
+    ],
+    ids=["defaults", "nesterov", "bare", "smoothing"],
+)
+def test_steps_equal_plain_sgd_bit_for_bit(config, alone):
+    trained, untouched = after_engine(config, alone), network().state_dict()
+    assert not any(torch.equal(trained[name], untouched[name]) for name in trained)
+    assert equal(trained, after_plain_sgd(config))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_accumulated_steps_equal_plain_accumulation_bit_for_bit(micro_batch, alone):
+    config = settle(train={"micro_batch": micro_batch}, optimizer={"lr": 0.1})
+    assert equal(after_engine(config, alone), after_plain_sgd(config, micro_steps=ROWS // micro_batch))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_accumulation_changes_a_step_by_rounding_only(micro_batch, alone):
+    parts = after_engine(settle(train={"micro_batch": micro_batch}, optimizer={"lr": 0.1}), alone)
+    whole = after_engine(settle(optimizer={"lr": 0.1}), alone)
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=1e-5, atol=1e-6)
+
+
+# Clipping
+
+
+def test_large_gradients_are_not_clipped(alone):
+    config = settle(optimizer={"lr": 1e-9})
+    norms: list[float] = []
+    expected = after_plain_sgd(config, 1e4, change=lambda model: norms.append(gradient_norm(model)))
+    assert min(norms) > 1000
+    assert equal(after_engine(config, alone, 1e4), expected)
+
+
+def test_clip_norm_clips_the_norm_of_the_whole_gradient(alone):
+    config = settle(optimizer={"lr": 0.1, "clip_norm": 0.5})
+    norms: list[float] = []
+
+    def clip(model: nn.Module) -> None:
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+
+    expected = after_plain_sgd(config, 10.0, change=clip)
+    assert min(norms) > 1
+    for name, weight in after_engine(config, alone, 10.0).items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_clip_norm_leaves_small_gradients_alone(alone):
+    config = settle(optimizer={"lr": 0.1, "clip_norm": 1e6})
+    assert equal(after_engine(config, alone, steps=1), after_plain_sgd(config, steps=1))
+
+
+# Rows that are padding
+
+
+def test_row_of_padding_costs_one_row_and_no_more(alone):
+    config = settle(optimizer={"lr": 0.1, "weight_decay": 0.0})
+    ours, theirs = network(), network()
+    images, labels = batch(0)
+    labels[[1, 6]] = -1
+    images[[1, 6]] = 1e3
+    stepper_of(ours, config, alone).micro_step(images, labels, 0, 0)
+
+    loss = F.cross_entropy(theirs(images[labels >= 0]), labels[labels >= 0], reduction="sum") / ROWS
+    loss.backward()
+    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(found.detach(), expected.detach() - 0.1 * expected.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_of_padding_alone_changes_nothing(alone):
+    config, model = settle(optimizer={"weight_decay": 0.0}), network()
+    stepper_of(model, config, alone).micro_step(batch(0)[0], torch.full((ROWS,), -1), 0, 0)
+    assert equal(model.state_dict(), network().state_dict())
+
+
+# Dropout
+
+
+def logits_at(alone: Runtime, step: int, micro_step: int = 0, seed: int = 0) -> torch.Tensor:
+    """Logits of a fresh network at a step of a run, with torch's own generator left in an arbitrary state."""
+    stepper = stepper_of(network(dropout=0.5), settle(seed=seed), alone)
+    torch.seed()
+    return stepper.micro_step(*batch(0), step, micro_step)
+
+
+def test_dropout_draws_the_same_mask_at_the_same_step(alone):
+    assert torch.equal(logits_at(alone, step=7), logits_at(alone, step=7))
+
+
+def test_dropout_draws_another_mask_at_another_step_micro_step_seed_and_rank(alone):
+    places = [
+        logits_at(alone, step=7),
+        logits_at(alone, step=8),
+        logits_at(alone, step=7, micro_step=1),
+        logits_at(alone, step=7, seed=1),
+        logits_at(replace(alone, rank=1), step=7),
+    ]
+    assert len(torch.stack(places).flatten(1).unique(dim=0)) == len(places)
+
+
+def test_resumed_run_draws_the_masks_of_an_uninterrupted_one(alone):
+    config = settle(optimizer={"lr": 0.1, "momentum": 0.0})
+
+    def run(model: nn.Module, *steps: int) -> dict[str, torch.Tensor]:
+        stepper = stepper_of(model, config, alone)
+        for step in steps:
+            stepper.micro_step(*batch(step), step, 0)
+        return model.state_dict()
+
+    resumed = network(seed=1, dropout=0.5)
+    resumed.load_state_dict(run(network(dropout=0.5), 0, 1))
+    torch.seed()
+    assert equal(run(resumed, 2, 3), run(network(dropout=0.5), 0, 1, 2, 3))
+
+
+# What the loop sees
+
+
+def test_logits_come_back_as_float32_without_a_graph(alone):
+    config = settle(train={"precision": "bf16"})
+    logits = stepper_of(network(), config, alone).micro_step(*batch(0), 0, 0)
+    assert (logits.dtype, logits.requires_grad, tuple(logits.shape)) == (torch.float32, False, (ROWS, 5))
+
+
+def test_bf16_keeps_the_weights_in_float32_and_trains_nearly_the_same(alone):
+    fp32 = after_engine(settle(optimizer={"lr": 0.01}), alone)
+    bf16 = after_engine(settle(optimizer={"lr": 0.01}, train={"precision": "bf16"}), alone)
+    assert {weight.dtype for weight in bf16.values()} == {torch.float32}
+    assert not equal(bf16, fp32)
+    for name, weight in fp32.items():
+        torch.testing.assert_close(bf16[name], weight, rtol=0.05, atol=5e-3)
+
+
+def test_communication_time_is_taken_once(alone):
+    stepper = stepper_of(network(), settle(), alone)
+    stepper.micro_step(*batch(0), 0, 0)
+    assert stepper.take_communication_s() > 0
+    assert stepper.take_communication_s() == 0
+
+
+# DeepSpeed's dictionary
+
+
+def test_deepspeed_config_follows_from_the_config():
+    config = settle(train={"global_batch": 128, "micro_batch": 10}, optimizer={"clip_norm": 2.5})
+    found = engine.deepspeed_config(config, world=4, on_gpu=True)
+    assert (
+        found["train_batch_size"],
+        found["train_micro_batch_size_per_gpu"],
+        found["gradient_accumulation_steps"],
+        found["gradient_clipping"],
+        found["zero_optimization"],
+    ) == (128, 8, 4, 2.5, {"stage": 0})
+
+
+def test_clipping_is_off_in_so_many_words():
+    """DeepSpeed's default is to clip to norm 1."""
+    assert engine.deepspeed_config(Config(), 1, False)["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("precision", "on_gpu", "bf16"),
+    [("auto", True, True), ("auto", False, False), ("bf16", False, True), ("fp32", True, False)],
+)
+def test_precision(precision, on_gpu, bf16):
+    found = engine.deepspeed_config(settle(train={"precision": precision}), 1, on_gpu)
+    assert found["torch_autocast"] == {"enabled": bf16, "dtype": "bfloat16"}
+    assert not {"bf16", "fp16"} & found.keys()
