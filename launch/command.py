@@ -8,11 +8,11 @@ from pipeline.errors import EXIT_CODE, UserError
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run `main`. Under torchrun only rank 0 prints the mistake, since all ranks make the same one."""
+    """Run `main`. Under torchrun one process a machine prints the mistake, since all make the same one."""
     try:
         main()
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+    except (UserError, PermissionError) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:

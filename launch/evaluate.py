@@ -78,7 +78,7 @@ def _score(config, folder, run, progress, index, data, classes) -> None:
         report.write(result, run / "evaluation.json")
         point = {STEP: progress.step, EPOCH: progress.epoch}
         for view, score in scores.items():
-            point |= eval_point(view, score)
+            point |= eval_point(view, score, None if data == config.data.validation else data.name)
         with open_journal(config, run, is_main=True, wandb_id=progress.wandb_id) as journal:
             journal.log(point)
         print(report.table(result))

@@ -12,8 +12,9 @@
 #
 # The run folder must be on a file system that all machines share. Ends with the exit code of the job, as single_node.sh.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+root=$(cd "$(dirname "$0")/.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # works from any folder
+PYTHON=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
 
 for name in NODES MASTER_ADDR; do
   if [ -z "${!name:-}" ]; then

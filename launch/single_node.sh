@@ -7,8 +7,9 @@
 # The same command goes on after the last checkpoint. Ends with the exit code of the job: 0 done, 2 a mistake in the
 # config or the data (told in one message, before anything starts), else a crash.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+root=$(cd "$(dirname "$0")/.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # works from any folder
+PYTHON=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
 
 if [ -z "${NPROC:-}" ]; then
   NPROC=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)

@@ -29,13 +29,14 @@ def main() -> None:
     from pipeline.preflight import prepare
     from pipeline.runtime import place, start
 
-    flight = prepare(config, words.processes or place().world)
+    world = words.processes or place().world
+    flight = prepare(config, world, verify=place().local_rank == 0)
     if words.check:
-        micro_batch, micro_steps = config.train.split(words.processes or place().world)
+        micro_batch, micro_steps = config.train.split(world)
         step = flight.progress.step
         print(
             f"{flight.run}: {config.model.name} on {flight.index.num_samples:,} images of {len(flight.index.classes)} "
-            f"classes, {words.processes or place().world} x {micro_batch} images x {micro_steps} a step, "
+            f"classes, {world} x {micro_batch} images x {micro_steps} a step, "
             + (f"going on after step {step}" if step else "from the start")
         )
         return

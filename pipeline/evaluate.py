@@ -17,6 +17,8 @@ from pipeline.metrics import Score, count, score
 from pipeline.runtime import Runtime
 from pipeline.views import VIEWS, crops
 
+MAX_ROWS = 256  # crops in one forward pass: ten times the micro-batch of a VGG would need tens of GB
+
 
 @torch.inference_mode()
 def evaluate(
@@ -41,7 +43,7 @@ def evaluate(
     for batch in eval_batches(index, data, place=runtime, device=runtime.device, micro_batch=micro_batch):
         rows = torch.cat(crops(batch.images, data.crop_px, wanted)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(runtime.device.type, dtype=torch.bfloat16, enabled=bf16):
-            logits = forward(rows)
+            logits = torch.cat([forward(part) for part in rows.split(MAX_ROWS)])
         log_probabilities = logits.float().log_softmax(dim=1).view(len(wanted), len(batch.labels), -1)
         for number, view in enumerate(views):
             chosen = log_probabilities[[wanted.index(crop) for crop in VIEWS[view]]]

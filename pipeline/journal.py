@@ -27,9 +27,9 @@ DATA_WAIT_S, COMPUTE_S, COMMUNICATION_S = "speed/data_wait_s", "speed/compute_s"
 Point = dict[str, float]
 
 
-def eval_point(view: str, score: Score) -> Point:
-    """A point of one view's errors (fractions in 0..1) and loss."""
-    prefix = f"eval/{view}"
+def eval_point(view: str, score: Score, other_set: str | None = None) -> Point:
+    """A point of one view's errors (fractions in 0..1) and loss; `other_set` names what is not data.validation."""
+    prefix = f"eval/{other_set}/{view}" if other_set else f"eval/{view}"
     return {
         f"{prefix}/top1_error": score.top1_error,
         f"{prefix}/top5_error": score.top5_error,

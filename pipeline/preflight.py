@@ -27,8 +27,11 @@ class Flight:
     changes: tuple[str, ...]  # config keys that differ from the checkpoint's, in words
 
 
-def prepare(config: Config, world: int) -> Flight:
-    """Check everything that the config names. Raises UserError with the file or key, the value and the next action."""
+def prepare(config: Config, world: int, verify: bool = True) -> Flight:
+    """Check everything that the config names. Raises UserError with the file or key, the value and the next action.
+
+    `verify` looks at every shard and checksum; one process a machine is enough for that.
+    """
     if config.run is None:
         raise UserError("run is not set: give the run folder, for example run=runs/first")
     if config.data.train is None:
@@ -37,7 +40,7 @@ def prepare(config: Config, world: int) -> Flight:
         )
     network.check(config.model)
     config.train.split(world)
-    index = load_index(config.data.train)
+    index = load_index(config.data.train, verify)
     if index.num_samples < config.train.global_batch:
         raise UserError(
             f"train.global_batch={config.train.global_batch} is more than the {index.num_samples} samples of "
@@ -48,7 +51,7 @@ def prepare(config: Config, world: int) -> Flight:
             f"data.pca=shards, but {index.folder} was indexed without RGB statistics. Use data.pca=imagenet, or pack "
             f"the images with launch.pack"
         )
-    validation = load_index(config.data.validation) if config.data.validation else None
+    validation = load_index(config.data.validation, verify) if config.data.validation else None
     if validation is not None and validation.classes != index.classes:
         raise UserError(
             f"data.validation={config.data.validation} has another class list than data.train={config.data.train} "
@@ -64,7 +67,7 @@ def prepare(config: Config, world: int) -> Flight:
     if folder is None:
         fresh = Progress(data_fingerprint=index.fingerprint, classes=list(index.classes))
         return Flight(config.run, index, validation, fresh, None, ())
-    progress = checkpoint.read(folder)
+    progress = checkpoint.read(folder, verify)
     return Flight(config.run, index, validation, progress, folder, _changes(config, index, progress, folder))
 
 

@@ -123,7 +123,8 @@ def _loop(
             meter.log(done, progress.epoch, lr)
         if flight.validation is not None and (done % length.evaluation == 0 or last):
             _evaluate(config, stepper, flight.validation, runtime, progress, journal)
-        if done % length.checkpoint == 0 or done % length.epoch == 0 or last or stopping:
+        is_best = progress.best_step == done
+        if done % length.checkpoint == 0 or done % length.epoch == 0 or is_best or last or stopping:
             folder = checkpoint.save(stepper.engine, progress, flight.run, runtime, config.train.keep_checkpoints)
         if stopping:
             journal.tell(

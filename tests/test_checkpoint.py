@@ -1,9 +1,8 @@
-"""Checkpoints on a real disk with a real engine: whole or not there, pruned, and refused by name when they are corrupt."""
+"""Checkpoints on a real disk with a real engine: whole or not there, pruned, refused by name when they are corrupt."""
 
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -267,14 +266,6 @@ def test_latest_that_names_a_folder_that_is_gone(save, tmp_path):
     assert text.startswith(f"{pointer} names step-00000007, which is not there (there are: step-00000001)")
 
 
-def test_engine_state_that_is_missing(save, alone):
-    folder = save(1)
-    for file in (folder / "engine").iterdir():
-        file.unlink()
-    (folder / "engine").rmdir()
-    assert refused(checkpoint.load, stepper_of(alone).engine, folder).startswith(f"{folder}: DeepSpeed found no state")
-
-
 def test_disk_that_gives_back_other_weights(save, monkeypatch):
     from safetensors import torch as files
 
@@ -311,11 +302,3 @@ def test_find_best_of_a_run_that_was_never_evaluated(save, tmp_path):
     save(1)
     (tmp_path / "run" / "config.yaml").write_text("")
     assert "no checkpoint yet" not in refused(checkpoint.find, tmp_path / "run", "best")
-
-
-def test_other_ranks_write_nothing_of_their_own(trained, alone, tmp_path):
-    """Rank 0 makes the folder; without it DeepSpeed's own file would be all that another rank leaves."""
-    other = replace(alone, rank=1)
-    checkpoint.save(trained.engine, Progress(step=1), tmp_path, other, 3)
-    assert not (tmp_path / "checkpoints" / "step-00000001").exists()
-    assert not (tmp_path / "checkpoints" / "latest").exists()

@@ -212,7 +212,8 @@ def test_wandb_that_cannot_be_reached_is_logged_offline(unreachable):
 
 def test_without_tracking_wandb_is_not_imported(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from pipeline.config import Config; from pipeline.journal import *\n"
+        "import sys; from pathlib import Path\n"
+        "from pipeline.config import Config; from pipeline.journal import open_journal\n"
         "with open_journal(Config(tracking='none'), Path(sys.argv[1]), is_main=True, wandb_id=None) as journal:\n"
         "    journal.log({'step': 1})\n"
         "print('wandb' in sys.modules)"

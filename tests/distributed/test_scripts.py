@@ -1,0 +1,85 @@
+"""The torchrun scripts: what they refuse, what they end with, and a rendezvous of two "machines" on loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+SMALL = ["data.crop_px=64", "data.resize_px=72", "data.threads=1", "model.width=0.125", "tracking=none"]
+
+
+def start(script: str, *words: str, cwd: Path, **environment: str) -> subprocess.Popen:
+    clean = {name: value for name, value in os.environ.items() if name not in ("NODES", "MASTER_ADDR", "PYTHONPATH")}
+    return subprocess.Popen(
+        [LAUNCH / script, *words],
+        cwd=cwd,
+        env=clean | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def config(tmp_path, photos) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"data: {{train: {photos}}}\ntrain: {{epochs: 1, global_batch: 12, log_every_steps: 1}}\n")
+    return path
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.glob("*.s[hb]*")))
+def test_scripts_are_executable_bash(script):
+    assert os.access(LAUNCH / script, os.X_OK)
+    subprocess.run(["bash", "-n", LAUNCH / script], check=True)
+
+
+def test_single_node_works_from_any_folder_and_ends_with_0(config, tmp_path):
+    process = start("single_node.sh", "tiny.yaml", "run=here", *SMALL, cwd=tmp_path, NPROC="2")
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, said
+    assert "2 x 6 images" in said
+    assert (tmp_path / "here" / "checkpoints" / "latest").exists()
+
+
+def test_a_mistake_ends_with_2_and_one_message_before_anything_starts(config, tmp_path):
+    process = start("single_node.sh", str(config), "train.global_batc=7", cwd=tmp_path)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert said.startswith("error: ")
+    assert "Did you mean train.global_batch?" in said
+    assert "Traceback" not in said
+
+
+def test_a_batch_that_does_not_divide_says_what_would(config, tmp_path):
+    process = start("single_node.sh", str(config), cwd=tmp_path, NPROC="5")
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert "train.global_batch=12 does not divide among 5 processes" in said
+    assert "train.global_batch to 10 or 15" in said
+
+
+def test_multi_node_names_what_is_not_set(config, tmp_path):
+    process = start("multi_node.sh", str(config), cwd=tmp_path, NODES="2")
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert "MASTER_ADDR is not set" in said
+
+
+def test_two_machines_meet_and_train_one_model(config, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    where = {"NODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = [str(config), f"run={tmp_path / 'run'}", *SMALL]
+    machines = [start("multi_node.sh", *words, cwd=tmp_path, **where) for _ in range(2)]
+    said = [machine.communicate(timeout=240)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert all("2 x 6 images" in text for text in said)
+    assert sum("step 4/4" in text for text in said) == 1  # rank 0 alone speaks
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]

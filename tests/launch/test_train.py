@@ -1,0 +1,273 @@
+"""python -m launch.train on tiny photos: trains, goes on, and tells every mistake in one message with exit code 2."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.config import load
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(*words: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def train(config: Path, *words: str | Path) -> subprocess.CompletedProcess:
+    return python("-m", "launch.train", config, *words)
+
+
+def write_config(folder: Path, train_set: Path, validation: Path) -> Path:
+    tree = {
+        "run": str(folder / "run"),
+        "tracking": "none",
+        "data": {"train": str(train_set), "validation": str(validation), "crop_px": 64, "resize_px": 72, "threads": 1},
+        "model": {"name": "alexnet", "width": 0.125},
+        "train": {"epochs": 1, "global_batch": 10, "log_every_steps": 2},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def points(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(photos, held_out, tmp_path_factory) -> tuple[Path, Path, str]:
+    """A config, the run folder that one epoch of it left, and what was printed. Read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_config(folder, photos, held_out)
+    ended = train(config)
+    assert ended.returncode == 0, ended.stderr
+    return config, folder / "run", ended.stdout
+
+
+@pytest.fixture
+def config(tmp_path, photos, held_out) -> Path:
+    return write_config(tmp_path, photos, held_out)
+
+
+# Training
+
+
+def test_training_leaves_config_metrics_and_checkpoint(trained):
+    config, run, _ = trained
+    assert load(run / "config.yaml") == load(config)
+    logged = [point["step"] for point in points(run) if "train/loss" in point]
+    assert logged == [2, 4, 5]
+    scored = [point for point in points(run) if "eval/centre/top1_error" in point]
+    assert [point["step"] for point in scored] == [5]
+    assert (scored[0]["eval/centre/top1_error"] * 23) % 1 == pytest.approx(0, abs=1e-9)
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["best", "latest", "step-00000005"]
+
+
+def test_console_shows_a_line_a_point(trained):
+    lines = trained[2].splitlines()
+    assert [line.split()[1] for line in lines if "loss" in line] == ["2/5", "4/5", "5/5"]
+    assert any(line.startswith("step 5  validation  centre: top-1 error ") for line in lines)
+
+
+def test_progress_holds_what_a_resumed_run_needs(trained):
+    _, run, _ = trained
+    progress = json.loads((run / "checkpoints" / "step-00000005" / "progress.json").read_text())
+    assert (progress["step"], progress["epoch"], progress["samples_seen"]) == (5, 1.0, 50)
+    assert len(progress["errors"]) == 1
+    assert progress["best_step"] == 5
+
+
+def test_going_on_equals_never_having_stopped(trained, tmp_path, config):
+    resumed, whole = tmp_path / "resumed", tmp_path / "whole"
+    shutil.copytree(trained[1], resumed)
+    on = train(config, f"run={resumed}", "train.epochs=2")
+    assert on.returncode == 0, on.stderr
+    assert f"going on after step 5 of 10, from {resumed}/checkpoints/step-00000005" in on.stdout
+    assert "changed since then: train.epochs: 1.0 -> 2.0" in on.stdout
+    assert [point["step"] for point in points(resumed)] == [2, 4, 5, 5, 6, 8, 10, 10]
+
+    assert train(config, f"run={whole}", "train.epochs=2").returncode == 0
+    expected, found = weights(whole, 10), weights(resumed, 10)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not torch.equal(found["classifier.6.weight"], weights(resumed, 5)["classifier.6.weight"])
+
+
+def test_finished_run_says_so_and_what_next(trained):
+    config, run, _ = trained
+    before = (run / "metrics.jsonl").read_bytes()
+    ended = train(config)
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(f"{run} is finished: step 5 of 5. Score it with: python -m launch.evaluate {run}")
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+# Looking without starting
+
+
+IMPORTS = """
+import runpy, sys
+module, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = module
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+finally:
+    print("imported:", sorted({"torch", "deepspeed", "nvidia", "wandb"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("module", ["launch.train", "launch.evaluate"])
+def test_help_imports_nothing_heavy(module):
+    ended = python("-c", IMPORTS, module, "--help")
+    assert ended.returncode == 0, ended.stderr
+    assert "usage: " in ended.stdout
+    assert ended.stdout.endswith("imported: []\n")
+
+
+def test_help_lists_the_keys_of_the_config():
+    text = python("-m", "launch.train", "--help").stdout
+    assert "  optimizer.lr=0.01\n      Learning rate at its highest" in text
+
+
+def test_check_starts_nothing_and_imports_nothing_heavy(config, tmp_path):
+    ended = python("-c", IMPORTS, "launch.train", config, "--check", "--processes", "2")
+    run = tmp_path / "run"
+    assert ended.returncode == 0, ended.stderr
+    said, imported = ended.stdout.splitlines()
+    assert said == f"{run}: alexnet on 50 images of 5 classes, 2 x 5 images x 1 a step, from the start"
+    assert imported == "imported: []"
+    assert not run.exists()
+
+
+def test_check_names_the_checkpoint_to_go_on_from(trained):
+    ended = train(trained[0], "train.epochs=3", "--check", "train.micro_batch=5")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.endswith("1 x 5 images x 2 a step, going on after step 5\n")
+
+
+# Mistakes
+
+
+def refused(ended: subprocess.CompletedProcess) -> str:
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("error: ") == 1
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["optimizer.learningrate=1"], "optimizer.learningrate is no known key"),
+        (["optimizer.lr=fast"], "optimizer.lr='fast' must be a valid number"),
+        (["optimizer.lr"], "'optimizer.lr' is no override"),
+        (["data.train=none"], "data.train is not set"),
+        (["data.train=/nowhere/at/all"], "/nowhere/at/all does not exist"),
+        (["model.name=alexnt"], "unknown model 'alexnt'"),
+        (["--check", "--processes", "3"], "does not divide among 3 processes"),
+        pytest.param(
+            ["--check", "--processes", "-1"],
+            "processes",
+            marks=pytest.mark.xfail(strict=True, reason="StopIteration in Train.split"),
+        ),
+    ],
+)
+def test_mistake_in_words(config, words, reason):
+    assert reason in refused(train(config, *words))
+
+
+def test_missing_config_file(tmp_path):
+    assert f"{tmp_path}/none.yaml: there is no such config file" in refused(train(tmp_path / "none.yaml"))
+
+
+def test_incomplete_environment_of_torchrun(config):
+    words = [sys.executable, "-m", "launch.train", str(config)]
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
+    ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert "RANK, WORLD_SIZE are set, but LOCAL_RANK, LOCAL_WORLD_SIZE not" in refused(ended)
+
+
+def lose_a_shard(folder: Path) -> None:
+    (folder / "shard-000001.tar").unlink()
+
+
+def grow_a_shard(folder: Path) -> None:
+    with open(folder / "shard-000001.tar", "ab") as file:
+        file.write(bytes(512))
+
+
+def change_a_byte(folder: Path) -> None:
+    path = folder / "shard-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    later_ns = (folder / "manifest.json").stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(later_ns, later_ns))
+
+
+def forget_classes(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"classes": manifest["classes"][:3]}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lose_a_shard, "{folder}/shard-000001.tar is missing; {folder}/manifest.json lists it"),
+        (grow_a_shard, "{folder}/shard-000001.tar changed since it was indexed: it has "),
+        (change_a_byte, "{folder}/shard-000001.tar changed since it was indexed: its SHA-256 is not the one in"),
+        (forget_classes, "sample '00003' has label 3, but the class list in {folder}/manifest.json has 3 names"),
+    ],
+)
+@pytest.mark.parametrize("which", ["train", "validation"])
+def test_damaged_set(config, make_set, damage, reason, which):
+    folder = make_set("damaged", 20)
+    damage(folder)
+    assert reason.format(folder=folder) in refused(train(config, f"data.{which}={folder}"))
+
+
+def test_shard_that_was_only_touched_is_fine(config, make_set):
+    folder = make_set("touched", 20)
+    later_ns = (folder / "manifest.json").stat().st_mtime_ns + 10**9
+    os.utime(folder / "shard-000001.tar", ns=(later_ns, later_ns))
+    assert train(config, f"data.train={folder}", "--check").returncode == 0
+
+
+def test_empty_set(config, make_set: Callable[..., Path]):
+    folder = make_set("empty", 0)
+    assert f"{folder} holds no samples" in refused(train(config, f"data.train={folder}"))
+
+
+def test_corrupt_checkpoint_to_go_on_from(trained, config, tmp_path):
+    shutil.copytree(trained[1], tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "step-00000005" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    assert f"{file} is not what was written" in refused(train(config, "train.epochs=2"))
+
+
+def test_checkpoint_of_another_model(trained):
+    text = refused(train(trained[0], "model.width=0.25"))
+    assert "model.width=0.25, but " in text
+    assert "was trained with 0.125. Set it back, or start another run" in text
+
+
+def test_mistake_found_after_the_start(config):
+    """Images too small for the network are seen when it is built, in the process group."""
+    text = refused(train(config, "data.crop_px=16"))
+    assert "model.name=alexnet, data.crop_px=16: alexnet: images of 16 px are too small" in text

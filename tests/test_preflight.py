@@ -1,0 +1,265 @@
+"""What is refused before a GPU is touched, each with the key or file, the value and the next action."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.build import build
+from pipeline import network
+from pipeline.checkpoint import Progress
+from pipeline.config import Config, Data, Model, parse
+from pipeline.data import index
+from pipeline.errors import UserError
+from pipeline.preflight import num_classes, prepare
+
+SMALL = {"name": "alexnet", "width": 0.125}
+
+
+@pytest.fixture
+def settle(photos: Path, tmp_path: Path) -> Callable[..., Config]:
+    """settle(train={...}): a config on the photos, whose sections are changed by the given ones."""
+
+    def settled(**sections) -> Config:
+        tree: dict = {"run": str(tmp_path / "run"), "data": {"train": str(photos)}, "train": {"global_batch": 10}}
+        for name, section in sections.items():
+            tree[name] = tree.get(name, {}) | section if isinstance(section, dict) else section
+        return parse(tree, "test")
+
+    return settled
+
+
+def leave_checkpoint(config: Config, photos: Path, **facts) -> Path:
+    """A checkpoint that holds no more than its progress: all that a preflight reads."""
+    found, step = index.load(photos), facts.get("step", 7)
+    trained_on = {"data_fingerprint": found.fingerprint, "classes": list(found.classes)}
+    progress = Progress(**({"step": step, "config": config.model_dump(mode="json")} | trained_on | facts))
+    folder = config.run / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text(json.dumps(asdict(progress) | {"files": {}}))
+    (folder.parent / "latest").write_text(f"{folder.name}\n")
+    return folder
+
+
+def refused(config: Config, world: int = 1) -> str:
+    with pytest.raises(UserError) as caught:
+        prepare(config, world)
+    return str(caught.value)
+
+
+def test_fresh_flight(settle, photos, held_out):
+    flight = prepare(settle(data={"validation": str(held_out)}), world=2)
+    assert (flight.index.num_samples, flight.validation.num_samples) == (50, 23)
+    assert (flight.progress.step, flight.checkpoint, flight.changes) == (0, None, ())
+    assert flight.progress.data_fingerprint == index.load(photos).fingerprint
+    assert flight.progress.classes == [f"class-{n}" for n in range(5)]
+    assert not flight.run.exists()
+
+
+def test_validation_is_optional(settle):
+    assert prepare(settle(), 1).validation is None
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 5), (8, 8)])
+def test_the_network_has_as_many_outputs_as_classes_unless_told(settle, given, expected):
+    config = settle(model={"num_classes": given})
+    assert num_classes(config, prepare(config, 1).progress) == expected
+
+
+# The config
+
+
+@pytest.mark.parametrize(
+    ("sections", "world", "reason"),
+    [
+        ({"run": None}, 1, "run is not set: give the run folder, for example run=runs/first"),
+        ({"data": {"train": None}}, 1, "data.train is not set: give the folder of a packed set"),
+        ({"model": {"name": "alexnt"}}, 1, "model.name=alexnt: unknown model 'alexnt', did you mean alexnet"),
+        ({}, 4, "train.global_batch=10 does not divide among 4 processes. Start 1 or 2 or 5 or 10 processes"),
+        ({"train": {"global_batch": 51}}, 1, "train.global_batch=51 is more than the 50 samples of"),
+        ({"data": {"pca": "shards"}}, 1, "was indexed without RGB statistics. Use data.pca=imagenet"),
+        ({"model": {"num_classes": 4}}, 1, "Leave model.num_classes out, or give at least 5"),
+        ({"data": {"train": "/nowhere/at/all"}}, 1, "/nowhere/at/all does not exist. Give the folder of a packed set"),
+        ({"data": {"validation": "/nowhere/at/all"}}, 1, "/nowhere/at/all does not exist"),
+    ],
+)
+def test_refusal(settle, sections, world, reason):
+    assert reason in refused(settle(**sections), world)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"train": {"global_batch": 50}}, {"data": {"pca": "shards", "pca_std": 0}}, {"model": {"num_classes": 5}}],
+)
+def test_values_next_to_a_refusal_are_fine(settle, sections):
+    assert prepare(settle(**sections), 1).index.num_samples == 50
+
+
+def test_validation_set_with_another_class_list(settle, photos, make_set):
+    other = make_set("other", 12, num_classes=3)
+    text = refused(settle(data={"validation": str(other)}))
+    assert f"data.validation={other} has another class list than data.train={photos} (3 and 5 classes)" in text
+    assert f"--classes {photos}" in text
+
+
+@pytest.mark.xfail(strict=True, reason="found only when training makes the folder, as a FileExistsError")
+def test_run_folder_that_is_a_file(settle, tmp_path):
+    (tmp_path / "taken").write_text("")
+    assert "taken" in refused(settle(run=str(tmp_path / "taken")))
+
+
+# Going on
+
+
+def test_going_on_with_the_same_config(settle, photos):
+    folder = leave_checkpoint(settle(), photos, errors=[0.5], wandb_id="abc")
+    flight = prepare(settle(), 1)
+    assert (flight.checkpoint, flight.changes) == (folder, ())
+    assert (flight.progress.step, flight.progress.errors, flight.progress.wandb_id) == (7, [0.5], "abc")
+
+
+@pytest.mark.parametrize(
+    ("sections", "changes"),
+    [
+        ({"optimizer": {"lr": 0.5}}, ("optimizer.lr: 0.01 -> 0.5",)),
+        (
+            {"train": {"epochs": 2, "micro_batch": 5}},
+            ("train.epochs: 90.0 -> 2.0", "train.micro_batch: None -> 5"),
+        ),
+        ({"schedule": {"kind": "cosine"}}, ("schedule.kind: constant -> cosine",)),
+        ({"model": {"weights": "some.safetensors"}}, ("model.weights: None -> some.safetensors",)),
+    ],
+)
+def test_changes_are_reported(settle, photos, sections, changes):
+    leave_checkpoint(settle(), photos)
+    assert prepare(settle(**sections), 1).changes == changes
+
+
+def test_moved_sets_and_run_folder_are_no_change(settle, photos, held_out, tmp_path):
+    leave_checkpoint(settle(), photos)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to(photos)
+    data = {"train": str(tmp_path / "link"), "validation": str(held_out)}
+    flight = prepare(settle(run=str(tmp_path / "moved"), data=data), 1)
+    assert flight.progress.step == 7
+    assert flight.changes == ()
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"seed": 1}, "seed=1, but {folder} was trained with 0"),
+        ({"train": {"global_batch": 5}}, "train.global_batch=5, but {folder} was trained with 10"),
+        ({"data": {"shuffle": "windowed"}}, "data.shuffle=windowed, but {folder} was trained with global"),
+        ({"data": {"crop_px": 192}}, "data.crop_px=192, but {folder} was trained with 224"),
+        ({"model": {"name": "vgg11"}}, "model.name=vgg11, but {folder} was trained with alexnet"),
+        ({"model": {"width": 0.5}}, "model.width=0.5, but {folder} was trained with None"),
+        ({"model": {"num_classes": 9}}, "model.num_classes=9, but {folder} was trained with None"),
+    ],
+)
+def test_what_would_make_another_run_of_it_is_refused(settle, photos, sections, told):
+    folder = leave_checkpoint(settle(), photos)
+    text = refused(settle(**sections))
+    assert text.startswith(told.format(folder=folder))
+    assert "Set it back, or start another run with run=..." in text
+
+
+def test_other_classes_than_the_checkpoints(settle, photos):
+    folder = leave_checkpoint(settle(), photos, classes=["cat", "dog"])
+    text = refused(settle())
+    assert text.startswith(f"{folder} was trained on 2 classes (cat, dog, ...), {photos} has 5 (class-0, class-1,")
+    assert "Give the old data.train, or start another run with run=..." in text
+
+
+def test_another_set_of_the_same_classes(settle, photos, make_set):
+    folder = leave_checkpoint(settle(), photos)
+    other = make_set("other", 20, seed=3)
+    text = refused(settle(data={"train": str(other)}))
+    assert text.startswith(f"{other} is not the set that {folder} was trained on (its fingerprint is ")
+    assert index.load(other).fingerprint in text
+    assert index.load(photos).fingerprint in text
+
+
+def test_damaged_checkpoint(settle, photos):
+    folder = leave_checkpoint(settle(), photos)
+    (folder / "progress.json").write_text("{")
+    assert refused(settle()).startswith(f"{folder / 'progress.json'} is damaged")
+
+
+def test_checkpoint_of_a_config_that_is_no_longer_understood(settle, photos):
+    folder = leave_checkpoint(settle(), photos)
+    facts = json.loads((folder / "progress.json").read_text()) | {"config": {"optimizer": {"learning_rate": 1}}}
+    (folder / "progress.json").write_text(json.dumps(facts))
+    text = refused(settle())
+    assert text.startswith(f"{folder}/progress.json:\n")
+    assert "optimizer.learning_rate is no known key" in text
+
+
+# The network
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Model(name="vgg17"), "model.name=vgg17: unknown model 'vgg17', did you mean vgg1"),
+        (Model(name="alexnet", groups=2), "model.name=alexnet: model alexnet has no setting groups; it has"),
+        (Model(name="torchvision:resnet18", width=0.5), "model.name=torchvision:resnet18"),
+        (Model(name="no_such_package:net"), "there is no package no_such_package"),
+        (Model(reset_head=True), "model.reset_head=true does something only together with model.weights"),
+    ],
+)
+def test_network_check_refuses(model, reason):
+    with pytest.raises(UserError) as caught:
+        network.check(model)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model(),
+        Model(name="alexnet_2012", groups=1),
+        Model(name="torchvision:resnet18"),
+        Model(name="models.build:build"),
+    ],
+)
+def test_network_check_accepts(model):
+    network.check(model)
+
+
+def test_images_too_small_for_the_network():
+    with pytest.raises(UserError, match=r"model.name=alexnet, data.crop_px=32: .* too small"):
+        network.build(Model(**SMALL), Data(crop_px=32), 5)
+
+
+def test_starting_from_weights(tmp_path):
+    path, given = tmp_path / "given.safetensors", build("alexnet", num_classes=5, width=0.125)
+    save_file(given.state_dict(), path)
+    fresh = network.build(Model(**SMALL), Data(crop_px=64), 5)
+    network.start_from(fresh, Model(**SMALL, weights=str(path)))
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in given.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        (b"nonsense", "is not a readable safetensors file"),
+        ("3 classes", "has 3 classes, the model 5; model.reset_head=true keeps a fresh last layer"),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path, content, reason):
+    path = tmp_path / "given.safetensors"
+    if content == "3 classes":
+        save_file(build("alexnet", num_classes=3, width=0.125).state_dict(), path)
+    elif content:
+        path.write_bytes(content)
+    fresh = network.build(Model(**SMALL), Data(crop_px=64), 5)
+    with pytest.raises(UserError) as caught:
+        network.start_from(fresh, Model(**SMALL, weights=str(path)))
+    assert str(caught.value).startswith(f"model.weights={path}: ")
+    assert reason in str(caught.value)
