@@ -20,20 +20,18 @@ class Console:
         self.total_steps = total_steps
         self.bar = None
         if self.terminal.is_terminal:
-            columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            columns = (BarColumn(10), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.terminal, transient=True)
             self.task = self.bar.add_task("starting", total=total_steps, completed=first_step)
             self.bar.start()
 
     def log(self, point: Point) -> None:
-        if keys.TRAIN_LOSS in point:
-            text = _describe_training(point, self.total_steps)
+        if keys.TRAIN_LOSS not in point:
+            self.tell(_describe_evaluation(point))
+        elif self.bar:
+            self.bar.update(self.task, description=_describe_briefly(point))
         else:
-            text = _describe_evaluation(point)
-        if self.bar and keys.TRAIN_LOSS in point:
-            self.bar.update(self.task, description=text)
-        else:
-            self.tell(text)
+            self.tell(_describe_training(point, self.total_steps))
 
     def tell(self, text: str) -> None:
         self.terminal.print(text, markup=False)
@@ -57,6 +55,12 @@ def _describe_training(point: Point, total_steps: int) -> str:
         f"{point[keys.IMAGES_PER_S]:,.0f} img/s  data wait {wait:.0%}  "
         f"left {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}"
     )
+
+
+def _describe_briefly(point: Point) -> str:
+    """What fits beside a bar in 80 columns."""
+    wait = point[keys.DATA_WAIT_S] / point[keys.STEP_S]
+    return f"loss {point[keys.TRAIN_LOSS]:.3f}  {point[keys.IMAGES_PER_S]:,.0f} img/s  wait {wait:.0%}"
 
 
 def _describe_evaluation(point: Point) -> str:

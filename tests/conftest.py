@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.data import index
@@ -69,6 +70,13 @@ def write_set(
     scanned = [scan_shard(path) for path in sorted(folder.glob("*.tar"))]
     index.write(folder, scanned, [f"class-{label}" for label in range(num_classes)])
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if "gpu" in item.keywords]
+    if marked and not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,11 @@ CONFIG = parse({"train": {"global_batch": 4}, "optimizer": {"lr": 0.1}}, "test")
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Runtime]:
-    """A group of one process. DeepSpeed keeps groups of the last one, which the next module must not meet."""
-    with runtime.start() as started:
-        yield started
+    """A group of one process, on the CPU. DeepSpeed keeps its groups, which the next module must not meet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        with runtime.start() as started:
+            yield started
     from deepspeed.utils import groups
 
     groups._release_process_group_references(group=None)

@@ -1,10 +1,9 @@
 """Draws a small data set by code: ten shapes, as JPEG files in OUT/train/<class>/ and OUT/validation/<class>/.
 
-Only the outline tells the class. Every shape covers the same area, and its colour, fill, background, scale, rotation,
-stretch, mirroring and place, like the size, noise and quality of the JPEG, are drawn without looking at the class, so colour
-histograms and sizes of files say nothing. Each image has its own random stream, seeded with (seed, split, number):
-the bytes depend on neither the number of processes nor the number of images (they do on the versions of Pillow and
-NumPy). Run it with `python -m launch.draw OUT`.
+Only the outline tells the class. Every shape covers the same area, and everything else (colours, fill, background,
+scale, rotation, stretch, mirroring, place, noise, size and quality of the JPEG) is drawn without looking at the class.
+Each image has its own random stream, seeded with (seed, split, number): the bytes depend on neither the number of
+processes nor the number of images; they do on the versions of Pillow and NumPy. Run it: `python -m launch.draw OUT`.
 """
 
 import json
@@ -56,9 +55,9 @@ def _polar(radii: list[float], start_degrees: float = -90) -> Points:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radii)[:, None]
 
 
-def _arc(radius: float, start_degrees: float, stop_degrees: float) -> Points:
+def _arc(radius: float, start_degrees: float, stop_degrees: float, centre_x: float = 0) -> Points:
     angles = np.radians(np.linspace(start_degrees, stop_degrees, 48))
-    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.stack([centre_x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
 
 def _heart() -> Points:
@@ -82,7 +81,7 @@ _ARROW = [(0, -4), (3, 0), (1.2, 0), (1.2, 4), (-1.2, 4), (-1.2, 0), (-3, 0)]
 _HOURGLASS = [(-1, -1.3), (1, -1.3), (0.15, 0), (1, 1.3), (-1, 1.3), (-0.15, 0)]
 SHAPES: dict[str, Points] = {  # y grows downwards
     "arrow": _normalised(np.array(_ARROW, float)),
-    "crescent": _normalised(np.concatenate([_arc(1, 58.2, 301.8), _arc(0.85, 271.9, 88.1) + (0.5, 0)])),
+    "crescent": _normalised(np.concatenate([_arc(1, 58.2, 301.8), _arc(0.85, 271.9, 88.1, 0.5)])),
     "cross": _normalised(np.array(_PLUS, float)),
     "disk": _normalised(_arc(1, 0, 352.5)),
     "heart": _normalised(_heart()),
@@ -96,7 +95,7 @@ CLASSES = tuple(SHAPES)
 
 
 def _placed(rng: np.random.Generator, shape: Points, size_px: float) -> Points:
-    """The outline mirrored or not, stretched at constant area, rotated, scaled to `size_px` squared; around the origin."""
+    """The outline mirrored or not, stretched, rotated, and scaled to an area of `size_px` squared; around the origin."""
     angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
     stretch = math.exp(rng.uniform(-1, 1) * math.log(MAX_STRETCH) / 2)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -178,6 +177,9 @@ def draw(out: Path, drawing: Drawing, workers: int | None = None, log: Callable[
     for split in SPLITS:
         if getattr(drawing, split) < len(CLASSES):
             raise UserError(f"--{split} is {getattr(drawing, split)}; give at least {len(CLASSES)}, one per class")
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers < 1:
+        raise UserError(f"--workers is {workers}; give 1 or more")
     if drawing.seed < 0:
         raise UserError(f"--seed is {drawing.seed}; give 0 or more")
     stamp = json.dumps(asdict(drawing) | {"classes": CLASSES}, indent=2) + "\n"
@@ -195,7 +197,6 @@ def draw(out: Path, drawing: Drawing, workers: int | None = None, log: Callable[
             (part / split / name).mkdir(parents=True)
         total = getattr(drawing, split)
         jobs += [(part, index, drawing.seed, range(i, min(i + 100, total))) for i in range(0, total, 100)]
-    workers = workers or len(os.sched_getaffinity(0))
     if workers == 1:
         num_images = sum(_draw_some(*job) for job in jobs)
     else:

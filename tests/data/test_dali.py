@@ -135,6 +135,22 @@ def test_gray_cmyk_and_rotated_jpegs_come_out_as_stored():
     assert np.abs(got[1].permute(1, 2, 0).numpy() - plain).mean() < 12
 
 
+@pytest.mark.gpu
+def test_the_gpu_decodes_the_same_pixels():
+    """Within the rounding of another inverse cosine transform and another enlargement of the colour planes."""
+    images = [jpeg(photo(n, n % 5, 300 + n, 400)) for n in range(16)]
+    asked = request(images, [(n, 3 * n, 256, 224) for n in range(16)], flip=[n % 2 for n in range(16)])
+    (cpu,) = run(asked, px=224)
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3, "threads": 2, "prefetch": 2}
+    for on_gpu in (True, False):
+        ((_, got),) = decode(iter([asked]), rows=16, px=224, device=gpu, on_gpu=on_gpu, **plain)
+        assert got.device == gpu
+        difference = (got.cpu() - cpu).abs()
+        assert difference.mean() < 1
+        assert difference.max() < 16
+
+
 def test_a_broken_image_ends_in_an_error_not_in_pixels():
     with pytest.raises(RuntimeError):
         run(request([b"\xff\xd8 this is no jpeg"], [(0, 0, 4, 4)]), px=4)

@@ -1,6 +1,7 @@
 """python -m launch.evaluate on a run of tiny photos: the counts are right, and every mistake is one message."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,8 @@ STEP = "step-00000040"
 
 
 def python(*words: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    command, environment = [sys.executable, *map(str, words)], os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def evaluate(*words: str | Path) -> subprocess.CompletedProcess:

@@ -18,10 +18,9 @@ from pipeline.config import load
 ROOT = Path(__file__).parents[2]
 
 
-def python(*words: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+def python(*words: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    command, variables = [sys.executable, *map(str, words)], os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120, check=False)
 
 
 def train(config: Path, *words: str | Path) -> subprocess.CompletedProcess:
@@ -197,9 +196,7 @@ def test_missing_config_file(tmp_path):
 
 
 def test_incomplete_environment_of_torchrun(config):
-    words = [sys.executable, "-m", "launch.train", str(config)]
-    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
-    ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    ended = python("-m", "launch.train", config, RANK="0", WORLD_SIZE="2")
     assert "RANK, WORLD_SIZE are set, but LOCAL_RANK, LOCAL_WORLD_SIZE not" in refused(ended)
 
 
