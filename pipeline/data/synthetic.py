@@ -36,8 +36,7 @@ MIN_CONTRAST = 100.0  # between object and background, mean over channels of the
 MAX_NOISE = 10.0  # standard deviation, of 255
 QUALITY = (60, 95)
 
-Points = NDArray[np.float64]
-Pixels = NDArray[np.float64]
+Array = NDArray[np.float64]  # an outline, (points, 2), or a colour, (3,), 0..255
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,23 @@ class Drawing:
     version: int = 1  # raise it when the drawing changes
 
 
-def _polar(radii: list[float], start_degrees: float = -90) -> Points:
+def _polar(radii: list[float], start_degrees: float = -90) -> Array:
     angles = np.radians(start_degrees) + np.arange(len(radii)) * 2 * np.pi / len(radii)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radii)[:, None]
 
 
-def _arc(radius: float, start_degrees: float, stop_degrees: float, centre_x: float = 0) -> Points:
+def _arc(radius: float, start_degrees: float, stop_degrees: float, centre_x: float = 0) -> Array:
     angles = np.radians(np.linspace(start_degrees, stop_degrees, 48))
     return np.stack([centre_x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
 
-def _heart() -> Points:
+def _heart() -> Array:
     t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return np.stack([16 * np.sin(t) ** 3, -y], axis=1)
 
 
-def _normalised(points: Points) -> Points:
+def _normalised(points: Array) -> Array:
     """Moves the centroid to the origin and scales to area 1, so that no class is larger than another."""
     x, y = points.T
     x2, y2 = np.roll(points, -1, axis=0).T
@@ -79,7 +78,7 @@ def _normalised(points: Points) -> Points:
 _PLUS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
 _ARROW = [(0, -4), (3, 0), (1.2, 0), (1.2, 4), (-1.2, 4), (-1.2, 0), (-3, 0)]
 _HOURGLASS = [(-1, -1.3), (1, -1.3), (0.15, 0), (1, 1.3), (-1, 1.3), (-0.15, 0)]
-SHAPES: dict[str, Points] = {  # y grows downwards
+SHAPES: dict[str, Array] = {  # y grows downwards
     "arrow": _normalised(np.array(_ARROW, float)),
     "crescent": _normalised(np.concatenate([_arc(1, 58.2, 301.8), _arc(0.85, 271.9, 88.1, 0.5)])),
     "cross": _normalised(np.array(_PLUS, float)),
@@ -94,17 +93,17 @@ SHAPES: dict[str, Points] = {  # y grows downwards
 CLASSES = tuple(SHAPES)
 
 
-def _placed(rng: np.random.Generator, shape: Points, size_px: float) -> Points:
-    """The outline mirrored or not, stretched, rotated, and scaled to an area of `size_px` squared; around the origin."""
+def _placed(rng: np.random.Generator, shape: Array, size_px: float) -> Array:
+    """The outline mirrored or not, stretched, rotated, and scaled to an area of `size_px` squared; at the origin."""
     angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
     stretch = math.exp(rng.uniform(-1, 1) * math.log(MAX_STRETCH) / 2)
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     mirror = rng.choice((-1, 1))
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return (shape * (mirror * stretch, 1 / stretch)) @ turn * size_px
 
 
-def _painted(rng: np.random.Generator, height: int, width: int, first: Pixels, second: Pixels) -> Image.Image:
-    """A surface between two colours: plain, gradient, stripes or blotches. Both RGB, 0..255."""
+def _painted(rng: np.random.Generator, height: int, width: int, first: Array, second: Array) -> Image.Image:
+    """A surface between two colours: plain, gradient, stripes or blotches."""
     kind = rng.integers(4)
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width] / min(height, width)
@@ -123,8 +122,8 @@ def _painted(rng: np.random.Generator, height: int, width: int, first: Pixels, s
     return Image.fromarray(pixels.astype(np.uint8)).resize(large, Image.Resampling.NEAREST)
 
 
-def _colours(rng: np.random.Generator, unlike: tuple[Pixels, ...] = ()) -> tuple[Pixels, Pixels]:
-    """Two related colours, both in clear contrast to each of `unlike`."""
+def _colours(rng: np.random.Generator, unlike: tuple[Array, ...] = ()) -> tuple[Array, Array]:
+    """Two related colours, both in clear contrast to each of `unlike`: at least one corner of the cube always is."""
     while True:
         first = rng.uniform(0, 255, 3)
         second = np.clip(first + rng.uniform(-45, 45, 3), 0, 255)
@@ -156,32 +155,27 @@ def draw_image(rng: np.random.Generator, label: int) -> tuple[Image.Image, int]:
 
     pixels = np.asarray(canvas.reduce(SUPERSAMPLE), np.float64)
     pixels = pixels + rng.standard_normal(pixels.shape, np.float32) * rng.uniform(0, MAX_NOISE)
-    return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8)), int(
-        rng.integers(QUALITY[0], QUALITY[1] + 1)
-    )
+    quality = int(rng.integers(QUALITY[0], QUALITY[1] + 1))
+    return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8)), quality
 
 
-def _draw_some(folder: Path, split: int, seed: int, numbers: range) -> int:
+def _draw_some(folder: Path, split: int, seed: int, numbers: range) -> None:
     for number in numbers:
         name = CLASSES[number % len(CLASSES)]
         image, quality = draw_image(np.random.default_rng([seed, split, number]), number % len(CLASSES))
         image.save(folder / SPLITS[split] / name / f"{name}_{number:06d}.jpg", quality=quality)
-    return len(numbers)
 
 
 def draw(out: Path, drawing: Drawing, workers: int | None = None, log: Callable[[str], None] = print) -> None:
     """Draws the data set into `out`, which appears only when it is complete; a finished one is left as it is.
 
-    Raises UserError if a count is too small for ten classes, or if `out` holds anything else.
+    Raises UserError if a number is too small (each class needs an image), or if `out` holds anything else.
     """
-    for split in SPLITS:
-        if getattr(drawing, split) < len(CLASSES):
-            raise UserError(f"--{split} is {getattr(drawing, split)}; give at least {len(CLASSES)}, one per class")
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 1:
-        raise UserError(f"--workers is {workers}; give 1 or more")
-    if drawing.seed < 0:
-        raise UserError(f"--seed is {drawing.seed}; give 0 or more")
+    least = {"train": len(CLASSES), "validation": len(CLASSES), "seed": 0, "workers": 1}
+    for option, value in {**asdict(drawing), "workers": workers}.items():
+        if value < least.get(option, 0):
+            raise UserError(f"--{option} is {value}; give at least {least[option]}")
     stamp = json.dumps(asdict(drawing) | {"classes": CLASSES}, indent=2) + "\n"
     if out.exists():
         if (out / STAMP).is_file() and (out / STAMP).read_text() == stamp:
@@ -198,10 +192,11 @@ def draw(out: Path, drawing: Drawing, workers: int | None = None, log: Callable[
         total = getattr(drawing, split)
         jobs += [(part, index, drawing.seed, range(i, min(i + 100, total))) for i in range(0, total, 100)]
     if workers == 1:
-        num_images = sum(_draw_some(*job) for job in jobs)
+        for job in jobs:
+            _draw_some(*job)
     else:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            num_images = sum(pool.map(_draw_some, *zip(*jobs, strict=True)))
+            list(pool.map(_draw_some, *zip(*jobs, strict=True)))
     (part / STAMP).write_text(stamp)
     part.rename(out)
-    log(f"{num_images} images of {len(CLASSES)} classes in {out}")
+    log(f"{drawing.train + drawing.validation} images of {len(CLASSES)} classes in {out}")

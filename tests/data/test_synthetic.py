@@ -61,7 +61,7 @@ def test_every_shape_covers_the_same_area_around_the_origin(name: str) -> None:
     x, y = (SHAPES[name] * large + centre).T
     area = abs((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
     assert area == pytest.approx(large**2)
-    assert min(x.min(), y.min()) > centre - large  # so at most 0.52 of the short side from the middle when drawn
+    assert min(x.min(), y.min()) > centre - large  # no shape is so thin that it leaves the centre square
     assert max(x.max(), y.max()) < centre + large
 
 
