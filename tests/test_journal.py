@@ -147,8 +147,17 @@ def test_point_of_an_evaluation():
 # Weights & Biases
 
 
-def test_wandb_writes_an_offline_run_into_the_run_folder_and_keeps_its_id(tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    yield
+    import wandb
+
+    wandb.teardown()  # or the processes that later tests start would share its service, by way of WANDB_SERVICE
+
+
+@pytest.mark.usefixtures("offline")
+def test_wandb_writes_an_offline_run_into_the_run_folder_and_keeps_its_id(tmp_path, capfd):
     with open_journal(Config(), tmp_path, is_main=True, wandb_id=None) as journal:
         journal.log(POINTS[0])
         first = journal.wandb_id

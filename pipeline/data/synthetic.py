@@ -104,8 +104,7 @@ def _placed(rng: np.random.Generator, shape: Array, size_px: float) -> Array:
 
 def _painted(rng: np.random.Generator, height: int, width: int, first: Array, second: Array) -> Image.Image:
     """A surface between two colours: plain, gradient, stripes or blotches."""
-    kind = rng.integers(4)
-    angle = rng.uniform(0, 2 * np.pi)
+    kind, angle = rng.integers(4), rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width] / min(height, width)
     along = x * math.cos(angle) + y * math.sin(angle)
     if kind == 0:
@@ -179,17 +178,15 @@ def draw(out: Path, drawing: Drawing, workers: int | None = None, log: Callable[
     stamp = json.dumps(asdict(drawing) | {"classes": CLASSES}, indent=2) + "\n"
     if out.exists():
         if (out / STAMP).is_file() and (out / STAMP).read_text() == stamp:
-            log(f"{out} is already drawn with these options")
-            return
+            return log(f"{out} is already drawn with these options")
         raise UserError(f"{out} exists and was not drawn with these options; remove it or choose another folder")
 
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)  # what an interrupted run left
     jobs = []
-    for index, split in enumerate(SPLITS):
+    for index, total in enumerate((drawing.train, drawing.validation)):
         for name in CLASSES:
-            (part / split / name).mkdir(parents=True)
-        total = getattr(drawing, split)
+            (part / SPLITS[index] / name).mkdir(parents=True)
         jobs += [(part, index, drawing.seed, range(i, min(i + 100, total))) for i in range(0, total, 100)]
     if workers == 1:
         for job in jobs:
