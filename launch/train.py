@@ -8,6 +8,7 @@ import argparse
 
 from launch.command import run_command
 from pipeline.config import describe, load
+from pipeline.errors import UserError
 
 
 def main() -> None:
@@ -24,6 +25,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only check everything; exit code 2 if something is wrong")
     parser.add_argument("--processes", type=int, default=None, help="with --check: how many processes will be started")
     words = parser.parse_intermixed_args()
+    if words.processes is not None and words.processes < 1:
+        raise UserError(f"--processes {words.processes} must be at least 1")
     config = load(words.config, words.overrides)
 
     from pipeline.preflight import prepare

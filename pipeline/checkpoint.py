@@ -81,6 +81,8 @@ def find(source: Path, which: str = "latest") -> Path:
         return source
     folder = latest(source, which)
     if folder is None:
+        if which == "best" and latest(source):
+            raise UserError(f"{source} was never evaluated, so it has no best checkpoint. Leave --best out")
         what = "has no checkpoint yet" if (source / "config.yaml").exists() else "is neither a run nor a checkpoint"
         raise UserError(f"{source} {what}. Give a run folder (it holds checkpoints/{which}) or a checkpoint's folder")
     return folder
@@ -106,7 +108,7 @@ def read(folder: Path, verify: bool = True) -> Progress:
     path = folder / PROGRESS
     try:
         facts = json.loads(path.read_text())
-        files = facts.pop("files")
+        files = {name: (int(size), str(sha256)) for name, (size, sha256) in facts.pop("files").items()}
         progress = Progress(**facts)
     except FileNotFoundError:
         raise UserError(f"{folder} is no checkpoint: it has no {PROGRESS}") from None

@@ -29,7 +29,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_bool_as_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(part, bool) for part in parts) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("is true or false, which is no value for this key")
         return value
 
@@ -334,7 +335,7 @@ def _apply(tree: dict, word: str) -> None:
 def _explain(mistake: Any) -> str:
     name = ".".join(str(part) for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
-        known = [*keys(), *Config.model_fields]
+        known = [*keys(), *(() if "." in name else Config.model_fields)]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [
             key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]
         ]

@@ -101,7 +101,8 @@ class JsonLines:
 
     def __init__(self, path: Path, resume_step: int | None):
         if path.exists() and resume_step is not None:
-            kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= resume_step]
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= resume_step]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             os.replace(temporary, path)
@@ -161,6 +162,7 @@ class Wandb:
                 raise
             reason = str(error).partition("\n")[0]
             _warn(f"W&B cannot be reached ({reason}); logging offline. Send it later with: wandb sync {run}/wandb/...")
+            wandb.teardown()  # its service would say that the id is in use
             self.run = wandb.init(**facts, mode="offline")
         self.id = self.run.id
         self.folder = None if self.run.disabled else str(Path(self.run.dir).parent)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Score:
-    """Counts over `seen` images; errors are fractions in 0..1, loss is the mean cross-entropy in nats."""
+    """Counts over `seen` images; errors are fractions in 0..1 (1 if none was seen), loss is the mean cross-entropy."""
 
     seen: int
     correct1: int
@@ -21,11 +21,11 @@ class Score:
 
     @property
     def top1_error(self) -> float:
-        return 1.0 - self.correct1 / self.seen
+        return 1.0 - self.correct1 / max(self.seen, 1)
 
     @property
     def top5_error(self) -> float:
-        return 1.0 - self.correct5 / self.seen
+        return 1.0 - self.correct5 / max(self.seen, 1)
 
 
 def count(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ def count(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     """
     valid = labels >= 0
     top = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices
-    hits = (top == labels[:, None]) & valid[:, None] & ~log_probabilities.isnan().any(dim=1, keepdim=True)
+    hits = (top == labels[:, None]) & ~log_probabilities.isnan().any(dim=1, keepdim=True)
     loss = F.nll_loss(log_probabilities.double(), labels, ignore_index=-1, reduction="sum")
     return torch.stack([valid.sum().double(), hits[:, 0].sum().double(), hits.any(dim=1).sum().double(), loss])
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(config: Model) -> None:
-    """Refuse an unknown name, or a setting that the network does not have, without importing torch."""
+    """Refuse an unknown name or a setting that the network does not have, without importing torch."""
     try:
         check_name(config.name, config.settings())
     except ValueError as error:

@@ -63,8 +63,13 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
             f"model.num_classes={config.model.num_classes}, but {config.data.train} has {len(index.classes)} classes. "
             f"Leave model.num_classes out, or give at least {len(index.classes)}"
         )
+    if config.run.exists() and not config.run.is_dir():
+        raise UserError(f"run={config.run} is a file, not a folder. Give another one")
     folder = checkpoint.latest(config.run)
     if folder is None:
+        weights = config.model.weights
+        if weights and weights != "torchvision" and not Path(weights).exists():
+            raise UserError(f"model.weights={weights} does not exist. Give a file or a checkpoint's folder")
         fresh = Progress(data_fingerprint=index.fingerprint, classes=list(index.classes))
         return Flight(config.run, index, validation, fresh, None, ())
     progress = checkpoint.read(folder, verify)

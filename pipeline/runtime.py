@@ -48,14 +48,13 @@ class Runtime(Place):
 
 
 def place() -> Place:
-    """torchrun's environment, without importing torch. Raises UserError when it is half there."""
+    """torchrun's environment, or one process if it has no RANK; no torch is needed. UserError if half is missing."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    given = [name for name in names if name in os.environ]
-    if not given:
+    if "RANK" not in os.environ:
         return Place(0, 1, 0, 1)
     missing = [name for name in names if name not in os.environ]
     if missing:
-        raise UserError(f"{', '.join(given)} are set, but {', '.join(missing)} not. Start through torchrun")
+        raise UserError(f"RANK is set, but {', '.join(missing)} not. Start through torchrun")
     return Place(*(int(os.environ[name]) for name in names))
 
 
@@ -91,7 +90,8 @@ def start() -> Iterator[Runtime]:
         yield Runtime(where.rank, where.world, where.local_rank, where.local_world, device, control)
     finally:
         if sys.exc_info()[0] is None:
-            dist.destroy_process_group()  # after an error the others may be gone, and this would wait for them
+            # After an error the others may be gone, and this would wait for them. DeepSpeed must forget its groups too.
+            (sys.modules.get("deepspeed.comm") or dist).destroy_process_group()
 
 
 def seed_everything(seed: int) -> None:

@@ -24,14 +24,13 @@ def learning_rate(
     if step < warmup:
         return peak_lr * (step + 1) / warmup
     done = (step - warmup) / max(1, total_steps - warmup)  # share of the steps after the warmup
-    epoch = step / steps_per_epoch
     match config.kind:
         case "constant":
             return peak_lr
         case "step":
-            return peak_lr * config.factor ** int(epoch / config.every_epochs)
+            return peak_lr * config.factor ** (step // max(1, round(config.every_epochs * steps_per_epoch)))
         case "multistep":
-            return peak_lr * config.factor ** sum(epoch >= milestone for milestone in config.milestones)
+            return peak_lr * config.factor ** sum(step >= round(m * steps_per_epoch) for m in config.milestones)
         case "cosine":
             return config.final_lr + (peak_lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
         case "polynomial":

@@ -106,7 +106,6 @@ def test_validation_set_with_another_class_list(settle, photos, make_set):
     assert f"--classes {photos}" in text
 
 
-@pytest.mark.xfail(strict=True, reason="found only when training makes the folder, as a FileExistsError")
 def test_run_folder_that_is_a_file(settle, tmp_path):
     (tmp_path / "taken").write_text("")
     assert "taken" in refused(settle(run=str(tmp_path / "taken")))
@@ -263,3 +262,8 @@ def test_weights_that_do_not_fit(tmp_path, content, reason):
         network.start_from(fresh, Model(**SMALL, weights=str(path)))
     assert str(caught.value).startswith(f"model.weights={path}: ")
     assert reason in str(caught.value)
+
+
+def test_missing_weights(settle, tmp_path):
+    text = refused(settle(model={"weights": str(tmp_path / "nothing.pt")}))
+    assert "nothing.pt does not exist" in text

@@ -63,7 +63,6 @@ def test_learning_rate_depends_on_nothing_but_the_step(kind):
 
 
 @pytest.mark.parametrize(("every_epochs", "steps_per_epoch", "step", "count"), [(0.2, 10, 6, 3), (0.1, 100, 30, 3)])
-@pytest.mark.xfail(strict=True, reason="int(0.6 / 0.2) is 2: the drop comes a step late")
 def test_parts_of_an_epoch_drop_on_their_step(every_epochs, steps_per_epoch, step, count):
     lr = at(step, kind="step", every_epochs=every_epochs, factor=0.5, steps_per_epoch=steps_per_epoch)
     assert lr == pytest.approx(0.4 * 0.5**count)
