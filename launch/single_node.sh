@@ -7,17 +7,8 @@
 # The same command goes on after the last checkpoint. Ends with the exit code of the job: 0 done, 2 a mistake in the
 # config or the data (told in one message, before anything starts), else a crash.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # works from any folder
-PYTHON=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
+. "$(dirname "$0")/environment.sh"
 
-if [ -z "${NPROC:-}" ]; then
-  NPROC=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
-  [ "$NPROC" -gt 0 ] || NPROC=$(( $(nproc) < 2 ? 1 : 2 ))
-fi
 case " $* " in *" -h "* | *" --help "*) exec "$PYTHON" -m launch.train --help ;; esac
 "$PYTHON" -m launch.train "$@" --check --processes "$NPROC"
-
-cores=$(nproc)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > NPROC ? cores / NPROC : 1 ))}
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$NPROC" -m launch.train "$@"

@@ -1,0 +1,19 @@
+# Sourced by single_node.sh and multi_node.sh: which Python, how many processes and threads.
+# NPROC: processes on this machine; by default one a GPU, or two (on one core: one) on a machine without GPUs.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # the scripts work from any folder
+PYTHON=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
+
+cores=$(nproc)
+gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
+if [ "$gpus" -gt 0 ]; then
+  NPROC=${NPROC:-$gpus}
+else
+  NPROC=${NPROC:-$(( cores > 1 ? 2 : 1 ))}
+  # glibc gives every large activation back to the kernel, which clears its pages again at the next step: keeping them
+  # made training on a CPU 1.4 times as fast (BENCHMARKS.md).
+  export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296}
+  export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-17179869184}
+fi
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > NPROC ? cores / NPROC : 1 ))}
