@@ -2,8 +2,9 @@
 
 import io
 import os
+import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -12,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import runtime
 from pipeline.data import index
 from pipeline.data.scan import scan_shard
+from pipeline.runtime import Runtime
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -95,3 +98,25 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_set(tmp_path: Path) -> Callable[..., Path]:
     """`write_set` into a folder of the test's own: make_set("name", 20)."""
     return lambda name, *args, **options: write_set(tmp_path / name, *args, **options)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Runtime]:
+    """A group of one process, on the CPU. DeepSpeed keeps its groups, which the next module must not meet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        with runtime.start() as started:
+            yield started
+    from deepspeed.utils import groups
+
+    groups._release_process_group_references(group=None)
+    os.environ.pop("LOCAL_RANK", None)  # engine.build sets it for DeepSpeed
+
+
+def refused(ended: subprocess.CompletedProcess) -> str:
+    """The message of a command that refused a user's mistake: one, without a traceback, and exit code 2."""
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("error: ") == 1
+    assert "Traceback" not in ended.stderr
+    return ended.stderr

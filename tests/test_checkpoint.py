@@ -1,8 +1,6 @@
 """Checkpoints on a real disk with a real engine: whole or not there, pruned, refused by name when they are corrupt."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,26 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline import checkpoint, engine, optim, runtime
+from pipeline import checkpoint, engine, optim
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse
 from pipeline.errors import UserError
 from pipeline.runtime import Runtime
 
 CONFIG = parse({"train": {"global_batch": 4}, "optimizer": {"lr": 0.1}}, "test")
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Runtime]:
-    """A group of one process, on the CPU. DeepSpeed keeps its groups, which the next module must not meet."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        with runtime.start() as started:
-            yield started
-    from deepspeed.utils import groups
-
-    groups._release_process_group_references(group=None)
-    os.environ.pop("LOCAL_RANK", None)  # engine.build sets it for DeepSpeed
 
 
 def stepper_of(alone: Runtime, seed: int = 0, config: Config = CONFIG) -> engine.Stepper:

@@ -1,7 +1,6 @@
 """DeepSpeed on the CPU in one process, against torch.optim.SGD alone: same weights, no hidden clipping, same masks."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,24 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline import engine, optim, runtime
+from pipeline import engine, optim
 from pipeline.config import Config, parse
 from pipeline.runtime import Runtime
 
 ROWS, STEPS = 8, 5
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Runtime]:
-    """A group of one process, on the CPU. DeepSpeed keeps its groups, which the next module must not meet."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        with runtime.start() as started:
-            yield started
-    from deepspeed.utils import groups
-
-    groups._release_process_group_references(group=None)
-    os.environ.pop("LOCAL_RANK", None)  # engine.build sets it for DeepSpeed
 
 
 def settle(**sections: dict) -> Config:

@@ -19,6 +19,7 @@ from pipeline.config import load
 from pipeline.data import index
 from pipeline.data.loader import eval_batches
 from pipeline.runtime import Place
+from tests.conftest import refused
 
 ROOT = Path(__file__).parents[2]
 STEP = "step-00000040"
@@ -139,14 +140,6 @@ def test_checkpoint_folder_best_and_another_set(copied, photos, scored):
 
 
 # Mistakes
-
-
-def refused(ended: subprocess.CompletedProcess) -> str:
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert ended.stderr.startswith("error: ")
-    assert ended.stderr.count("error: ") == 1
-    assert "Traceback" not in ended.stderr
-    return ended.stderr
 
 
 @pytest.mark.parametrize(

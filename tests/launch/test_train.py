@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.config import load
+from tests.conftest import refused
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,14 +161,6 @@ def test_check_names_the_checkpoint_to_go_on_from(trained):
 
 
 # Mistakes
-
-
-def refused(ended: subprocess.CompletedProcess) -> str:
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert ended.stderr.startswith("error: ")
-    assert ended.stderr.count("error: ") == 1
-    assert "Traceback" not in ended.stderr
-    return ended.stderr
 
 
 @pytest.mark.parametrize(
