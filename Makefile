@@ -13,10 +13,10 @@ help:
 install: .venv/installed
 
 demo: .venv/installed
-	launch/demo.sh
+	PYTHON=$(BIN)/python launch/demo.sh # make PYTHON=... demo would hand its own on
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	PYTHON= $(BIN)/python -m pytest
 
 check: .venv/installed-dev
 	$(BIN)/ruff format .

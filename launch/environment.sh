@@ -6,7 +6,8 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # the scripts work from any f
 PYTHON=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
 
 cores=$(nproc)
-gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
+# Counted by their lines: without a driver it explains itself on stdout, and MIG slices have lines of their own.
+gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU ' || true)
 if [ "$gpus" -gt 0 ]; then
   NPROC=${NPROC:-$gpus}
 else
@@ -16,4 +17,12 @@ else
   export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296}
   export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-17179869184}
 fi
+if ! [[ $NPROC =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: NPROC=$NPROC must be a number of processes, 1 or more" >&2
+  exit 2
+fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > NPROC ? cores / NPROC : 1 ))}
+# torchrun hands SIGTERM on to its processes but dies of SIGUSR1, and kills them 30 s later, which may be in the middle
+# of a checkpoint; Slurm is asked for 120 s.
+export TORCHELASTIC_SIGNALS_TO_HANDLE=${TORCHELASTIC_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}

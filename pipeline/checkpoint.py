@@ -164,6 +164,6 @@ def _prune(root: Path, keep: int) -> None:
     kept = {pointer.read_text().strip() for pointer in (root / "latest", root / "best") if pointer.exists()}
     for folder in sorted(root.glob("step-*"))[:-keep]:
         if folder.name not in kept:
-            shutil.rmtree(folder)
+            folder.rename(root / f".writing-{folder.name}")  # no half of it may look like a checkpoint
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)

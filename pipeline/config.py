@@ -8,7 +8,7 @@ contradictions raise UserError, naming the key, the value and the next action, b
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -25,6 +25,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_none(cls, value: Any, info: Any) -> Any:
+        """`none` is how --help writes the default of an optional key; a section with nothing in it is all defaults."""
+        annotation = cls.model_fields[info.field_name].annotation
+        if value is None and isinstance(annotation, type) and issubclass(annotation, Section):
+            return {}
+        if isinstance(value, str) and value.lower() == "none" and type(None) in get_args(annotation):
+            return None
+        return value
 
     @field_validator("*", mode="before")
     @classmethod
@@ -258,11 +269,23 @@ class Config(Section):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which YAML's usual readers drop the first one silently."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' comes twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply `key.subkey=value` words in order, check everything. Values are parsed as YAML."""
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.load(path.read_text(), _Loader) or {}
     except FileNotFoundError:
         near = difflib.get_close_matches(
             str(path), [str(other) for other in path.parent.glob("*.yaml")], n=1, cutoff=0.5
@@ -321,8 +344,6 @@ def _apply(tree: dict, word: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"'{word}': the value is no YAML. Quote it, for example '{name}=\"...\"'") from None
-    if isinstance(value, str) and value.lower() == "none" and name != "tracking":
-        value = None
     *sections, leaf = name.split(".")
     for section in sections:
         below = tree.setdefault(section, {})

@@ -101,7 +101,8 @@ def _changes(config: Config, index: Index, progress: Progress, folder: Path) -> 
         if new[key] == old[key] or key in ("run", "data.train", "data.validation"):
             continue
         is_architecture = key.startswith("model.") and key not in ("model.weights", "model.reset_head")
-        if key in FIXED or is_architecture:
+        moves_windows = key == "data.window_shards" and config.data.shuffle == "windowed"
+        if key in FIXED or is_architecture or moves_windows:
             raise UserError(f"{key}={new[key]}, but {folder} was trained with {old[key]}. Set it back, {start_over}")
         changes.append(f"{key}: {old[key]} -> {new[key]}")
     return tuple(changes)

@@ -52,6 +52,7 @@ def length_of(config: Config, order: Order) -> Length:
 def train(config: Config, flight: Flight, runtime: Runtime) -> None:
     """Train from where the flight stands to the end of the config, or to a signal. Called by all ranks together."""
     run, index, progress = flight.run, flight.index, flight.progress
+    _require_agreement(flight, runtime)
     order = order_of(index, config.data, config.train.global_batch, config.seed)
     length = length_of(config, order)
     stepper = _stepper(config, flight, runtime)
@@ -88,6 +89,20 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> None:
     stop.close()
 
 
+def _require_agreement(flight: Flight, runtime: Runtime) -> None:
+    """Raises UserError unless all ranks go on from the same step with the same data."""
+    mine = (flight.progress.step, flight.index.fingerprint, flight.validation and flight.validation.fingerprint)
+    facts: list = [None] * runtime.world
+    dist.all_gather_object(facts, mine, group=runtime.control)
+    other = next((rank for rank, theirs in enumerate(facts) if theirs != facts[0]), None)
+    if other is not None:
+        raise UserError(
+            f"rank 0 goes on after step {facts[0][0]} with data {facts[0][1:]}, rank {other} after step "
+            f"{facts[other][0]} with {facts[other][1:]}. All machines must see the same run folder ({flight.run}) "
+            f"and the same packed sets"
+        )
+
+
 def _loop(
     config: Config,
     flight: Flight,
@@ -119,12 +134,13 @@ def _loop(
         journal.advance()
         last = done == length.total
         stopping = stop.poll() and not last
-        if done % config.train.log_every_steps == 0 or last or stopping:
-            meter.log(done, progress.epoch, lr)
-        if flight.validation is not None and (done % length.evaluation == 0 or last):
+        evaluating = done % length.evaluation == 0 or last
+        saving = done % length.checkpoint == 0 or done % length.epoch == 0 or last or stopping
+        if done % config.train.log_every_steps == 0 or evaluating or saving:
+            meter.log(done, progress.epoch, lr)  # refuses a diverged loss before it is saved and good checkpoints go
+        if flight.validation is not None and evaluating:
             _evaluate(config, stepper, flight.validation, runtime, progress, journal)
-        is_best = progress.best_step == done
-        if done % length.checkpoint == 0 or done % length.epoch == 0 or is_best or last or stopping:
+        if saving or progress.best_step == done:
             folder = checkpoint.save(stepper.engine, progress, flight.run, runtime, config.train.keep_checkpoints)
         if stopping:
             journal.tell(
@@ -211,6 +227,8 @@ def _evaluate(
     journal: Journal,
 ) -> None:
     model = stepper.engine.module
+    for buffer in model.buffers():  # batch normalisation's statistics differ by rank; a checkpoint holds rank 0's
+        dist.broadcast(buffer, 0)
     model.eval()
     scores = evaluate(
         model,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config
-from pipeline.config import Config, Train, keys, load, parse
+from pipeline.config import Config, Model, Train, keys, load, parse
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +103,7 @@ def test_unknown_key_is_not_answered_with_its_own_section(recipe):
         ("optimizer.lr=.nan", "optimizer.lr=nan must be a finite number"),
         ("optimizer.lr=.inf", "optimizer.lr=inf must be a finite number"),
         ("optimizer.lr=0", "optimizer.lr=0 must be greater than 0"),
-        ("optimizer.lr=none", "optimizer.lr=None must be a valid number"),
+        ("optimizer.lr=none", "optimizer.lr='none' must be a valid number"),
         ("optimizer.momentum=1", "optimizer.momentum=1 must be less than 1"),
         ("optimizer.nesterov=maybe", "optimizer.nesterov='maybe' must be a valid boolean"),
         ("train.global_batch=12.5", "train.global_batch=12.5 must be a valid integer"),
@@ -296,3 +296,18 @@ def test_refused_split_offers_only_sizes_that_work(global_batch, world):
 def test_refused_split_text():
     with pytest.raises(UserError, match=r"Start 2 or 4 or 5 or 8 processes, or set train.global_batch to 36 or 42"):
         Train(global_batch=40).split(6)
+
+
+def test_none_and_an_empty_section_mean_the_same_in_the_file_as_on_the_command_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {validation: none}\nmodel:\n")
+    config = load(path)
+    assert config.data.validation is None
+    assert config.model == Model()
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("optimizer: {lr: 0.5}\noptimizer: {momentum: 0.1}\n")
+    with pytest.raises(UserError, match="the key 'optimizer' comes twice"):
+        load(path)

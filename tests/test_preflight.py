@@ -15,7 +15,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import Config, Data, Model, parse
 from pipeline.data import index
 from pipeline.errors import UserError
-from pipeline.preflight import num_classes, prepare
+from pipeline.preflight import _changes, num_classes, prepare
 
 SMALL = {"name": "alexnet", "width": 0.125}
 
@@ -267,3 +267,14 @@ def test_weights_that_do_not_fit(tmp_path, content, reason):
 def test_missing_weights(settle, tmp_path):
     text = refused(settle(model={"weights": str(tmp_path / "nothing.pt")}))
     assert "nothing.pt does not exist" in text
+
+
+def test_another_window_of_a_windowed_shuffle_is_another_order(tmp_path, photos):
+    words = {"data": {"train": photos, "shuffle": "windowed", "window_shards": 1}, "train": {"global_batch": 10}}
+    old = parse(words | {"run": tmp_path / "run"}, "test")
+    packed = index.load(photos)
+    progress = Progress(classes=list(packed.classes), data_fingerprint=packed.fingerprint)
+    progress.config = old.model_dump(mode="json")
+    new = old.model_copy(update={"data": old.data.model_copy(update={"window_shards": 3})})
+    with pytest.raises(UserError, match=r"data\.window_shards=3"):
+        _changes(new, packed, progress, tmp_path)

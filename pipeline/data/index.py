@@ -95,8 +95,8 @@ def load(folder: str | Path, verify: bool = True) -> Index:
         manifest = json.loads(path.read_text())
         shards = tuple(Shard(**shard) for shard in manifest["shards"])
         classes = tuple(manifest["classes"])
-        num_samples, version = manifest["num_samples"], manifest["version"]
-    except FileNotFoundError:
+        num_samples, version, root = manifest["num_samples"], manifest["version"], manifest["shards_root"]
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(folder)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}). Make it again with: python -m launch.pack") from None
@@ -109,7 +109,7 @@ def load(folder: str | Path, verify: bool = True) -> Index:
     rgb = manifest.get("rgb") or {}
     index = Index(
         folder=folder,
-        shards_root=folder / manifest["shards_root"],
+        shards_root=folder / root,
         shards=shards,
         classes=classes,
         rgb_mean=tuple(rgb["mean"]) if rgb else None,
@@ -133,7 +133,9 @@ def _no_index(folder: Path) -> str:
         return (
             f"{folder} does not exist. Give the folder of a packed set (it holds {MANIFEST}), or pack one: launch.pack"
         )
-    packed = sorted(child.name for child in folder.iterdir() if (child / MANIFEST).exists()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return f"{folder} is a file. Give the folder of a packed set (it holds {MANIFEST}); launch.pack indexes a .tar"
+    packed = sorted(child.name for child in folder.iterdir() if (child / MANIFEST).exists())
     if packed:
         return f"{folder} holds several sets; name one of them: {', '.join(str(folder / name) for name in packed)}"
     return (

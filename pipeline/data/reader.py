@@ -4,7 +4,9 @@ In: sample ids. Out: one uint8 view per id. A shard is mapped when it is first n
 the operating system's, shared by all processes of a machine.
 """
 
+import errno
 import mmap
+import resource
 
 import numpy as np
 
@@ -18,6 +20,7 @@ class Reader:
     def __init__(self, index: Index):
         self.index = index
         self._shards: dict[int, np.ndarray] = {}
+        _allow_open_files(len(index.shards))
 
     def read(self, ids: np.ndarray) -> list[np.ndarray]:
         """The encoded images of `ids`, each a read-only uint8 view into its shard."""
@@ -32,9 +35,21 @@ class Reader:
                 with open(path, "rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
+                if error.errno == errno.EMFILE:
+                    raise UserError(
+                        f"{path} cannot be opened: each of the {len(self.index.shards)} shards needs an open file, and "
+                        f"this process may not have more. Raise the limit: ulimit -Hn, ulimit -n"
+                    ) from None
                 raise UserError(
                     f"{path} cannot be opened ({error.strerror}), though it was there at the start"
                 ) from None
             mapped.madvise(mmap.MADV_RANDOM)
             self._shards[shard] = np.frombuffer(mapped, np.uint8)
         return self._shards[shard]
+
+
+def _allow_open_files(num_shards: int) -> None:
+    """Python's mmap keeps a file open, ImageNet has 1,282 shards, and the usual soft limit is 1,024 open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < num_shards + 1024:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

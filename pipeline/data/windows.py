@@ -76,8 +76,8 @@ def inception(
     anywhere in the image; the first of ten that fits, else the largest central one within the aspect range."""
     heights, widths = heights.astype(np.int64), widths.astype(np.int64)
     ratio = np.clip(widths / heights, *aspect)  # of the fallback
-    window_h = np.minimum(heights, np.rint(widths / ratio)).astype(np.int64)
-    window_w = np.minimum(widths, np.rint(heights * ratio)).astype(np.int64)
+    window_h = np.clip(np.rint(widths / ratio), 1, heights).astype(np.int64)
+    window_w = np.clip(np.rint(heights * ratio), 1, widths).astype(np.int64)
     top, left = (heights - window_h) // 2, (widths - window_w) // 2
     missing = np.ones(len(ids), bool)
     for attempt in range(10):

@@ -93,8 +93,12 @@ def arrange(
         _check_classes(name, members, classes)
     if holdout:
         train = by_set["train"]
-        by_set["validation"] = [source for source in train if share(seed, source.name) < holdout]
-        by_set["train"] = [source for source in train if share(seed, source.name) >= holdout]
+        stays = {}  # an image of each class, so that none is left without training images
+        for source in sorted(train, key=lambda source: share(seed, source.name)):
+            stays[source.class_name] = source
+        held = {source for source in train if share(seed, source.name) < holdout} - set(stays.values())
+        by_set["validation"] = [source for source in train if source in held]
+        by_set["train"] = [source for source in train if source not in held]
     for name, members in by_set.items():
         if not members:
             why = f" (--holdout {holdout})" if holdout else ""

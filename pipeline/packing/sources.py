@@ -57,7 +57,8 @@ class Found:
 
     @property
     def fingerprint(self) -> str:
-        listing = json.dumps([self.kind, self.files]).encode()
+        where = [str(self.root)] if self.kind == SHARDS else []  # whose index points there
+        listing = json.dumps([self.kind, *where, self.files]).encode()
         return hashlib.sha256(listing).hexdigest()
 
 

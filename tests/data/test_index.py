@@ -151,3 +151,9 @@ def test_a_folder_of_sets_says_which_there_are(photos, tmp_path):
         index.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no packed set"):
         index.load(tmp_path)
+
+
+def test_a_tar_in_place_of_a_folder(photos):
+    tar = next(photos.glob("*.tar"))
+    with pytest.raises(UserError, match=r"is a file\. Give the folder"):
+        index.load(tar)

@@ -161,3 +161,11 @@ def test_imagenet_constants_are_a_principal_basis():
 def test_no_colour_noise_without_pca():
     got = windows.alexnet(HEIGHTS, WIDTHS, IDS, 0, 0, crop_px=224, resize_px=256)
     assert not got.colour.any()
+
+
+@pytest.mark.parametrize("aspect", [(0.1, 0.3), (3.0, 5.0)])
+def test_inception_never_gives_an_empty_window(aspect):
+    heights, widths = np.array([1, 1, 50, 1]), np.array([50, 1, 1, 4])
+    seen = windows.inception(heights, widths, np.arange(4), 0, 0, area=(0.08, 1.0), aspect=aspect)
+    assert (seen.height >= 1).all()
+    assert (seen.width >= 1).all()

@@ -257,3 +257,18 @@ def test_mistake_found_after_the_start(config):
     """Images too small for the network are seen when it is built, in the process group."""
     text = refused(train(config, "data.crop_px=16"))
     assert "model.name=alexnet, data.crop_px=16: alexnet: images of 16 px are too small" in text
+
+
+def test_a_diverged_loss_is_never_saved(photos, tmp_path):
+    """The epoch ends, and with it a checkpoint is due, long before a point would be logged."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"data: {{train: {photos}, crop_px: 64, resize_px: 72, threads: 1}}\nmodel: {{width: 0.125}}\n"
+        f"optimizer: {{lr: 1.0e+12}}\ntrain: {{global_batch: 10}}\ntracking: none\nrun: {tmp_path / 'run'}\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-m", "launch.train", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 2, said.stderr
+    assert "training diverged" in said.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
