@@ -21,7 +21,7 @@ for name in NODES MASTER_ADDR; do
   fi
 done
 "$PYTHON" -m launch.train "$@" --check --processes $(( NODES * NPROC ))
-exec "$PYTHON" -m torch.distributed.run \
+exec "$PYTHON" -m launch.torchrun \
   --nnodes "$NODES" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}" \
   --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:${MASTER_PORT:-29400}" --rdzv-id "${JOB_ID:-tencrop}" \
   -m launch.train "$@"

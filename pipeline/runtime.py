@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
 @dataclass(frozen=True)
 class Place:
     """Rank and world over all machines; local_rank and local_world within this one."""
@@ -105,7 +108,7 @@ def seed_everything(seed: int) -> None:
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGUSR1 reached any rank, agreed between all ranks without waiting for the GPU.
+    """Whether Ctrl-C, SIGTERM or SIGUSR1 reached any rank, agreed between all ranks without waiting for the GPU.
 
     Ranks are not in the same step when a signal comes. `poll` starts a reduction over the CPU group and returns the
     answer to the one that the step before started, so all ranks learn of it in the same step, one step late.
@@ -115,10 +118,12 @@ class StopRequest:
         self.runtime = runtime
         self.signal: str | None = None
         self._pending: Any = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
+        if self.signal and "RANK" not in os.environ:
+            raise KeyboardInterrupt  # a person who cannot wait; torchrun hands each Ctrl-C on a second time
         self.signal = signal.Signals(number).name
 
     def poll(self) -> bool:
@@ -144,5 +149,5 @@ class StopRequest:
     def close(self) -> None:
         """Finish what is under way and give the signals back."""
         self._finish()
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_DFL)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -29,7 +29,7 @@ def config(tmp_path_factory, photos, held_out) -> Path:
 
 
 def torchrun(world: int, *words: str) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    launcher = ["-m", "launch.torchrun", "--standalone", "--nproc-per-node", str(world)]
     return [sys.executable, *launcher, "-m", *words]
 
 
@@ -63,20 +63,24 @@ def uninterrupted(config, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_resumed_run_logs_exactly_what_an_uninterrupted_one_logs(config, uninterrupted, tmp_path):
-    """Stopped by SIGTERM wherever it stood, then started again by the same command: losses are equal bit for bit."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_resumed_run_logs_exactly_what_an_uninterrupted_one_logs(config, uninterrupted, tmp_path, number):
+    """Stopped by a signal wherever it stood, then started again by the same command: losses are equal bit for bit."""
     folder = tmp_path / "stopped"
     command = torchrun(2, "launch.train", str(config), f"run={folder}", *SMALL)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
     deadline = time.monotonic() + 240
     metrics = folder / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)  # to all processes, as a terminal does
     said = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said
     stopped_at = json.loads((folder / "checkpoints" / _latest(folder) / "progress.json").read_text())["step"]
     assert 3 <= stopped_at < 10, said
     assert f"stopped by a signal after step {stopped_at}" in said
