@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help install demo test check clean
 
 help:
-	@echo "make demo     draw a data set, train AlexNet on it, score it with ten crops (about 8 minutes on 2 CPU cores)"
+	@echo "make demo     draw a data set, train AlexNet on it, score it with ten crops (about 6 minutes on 2 CPU cores)"
 	@echo "make install  the environment alone, in .venv"
 	@echo "make test     all tests that this machine can run"
 	@echo "make check    format, lint, types, fast tests: before every commit"
@@ -33,6 +33,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing PyTorch, DALI, DeepSpeed and the rest into .venv: 6.4 GB, some minutes"
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
 	@touch $@
 

@@ -15,5 +15,10 @@ def run_command(main: Callable[[], None]) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_CODE)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
+            raise
+        print(f"error: {error}: {sys.executable} lacks it. Run make install, then .venv/bin/python", file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)

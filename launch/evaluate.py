@@ -1,7 +1,7 @@
 """Score a checkpoint: python -m launch.evaluate RUN_OR_CHECKPOINT [--views centre,five,ten] [--data SHARDS]
 
-Prints a table, writes evaluation.json, and logs to the run's own W&B run. One process, or several under torchrun, give
-the same counts.
+Prints a table, writes evaluation.json (evaluation-NAME.json for a set other than the run's own), and logs to the run's
+W&B run. One process, or several under torchrun, give the same counts.
 """
 
 import argparse
@@ -52,6 +52,7 @@ def _score(config, folder, run, progress, index, data, classes) -> None:
     import torch
 
     from pipeline import network, report
+    from pipeline.console import Bar
     from pipeline.engine import uses_bf16
     from pipeline.evaluate import evaluate
     from pipeline.journal import EPOCH, STEP, eval_point, open_journal
@@ -62,27 +63,32 @@ def _score(config, folder, run, progress, index, data, classes) -> None:
         model = network.from_checkpoint(folder, config.model, config.data, classes)
         model.to(runtime.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         begin = time.perf_counter()
-        scores = evaluate(
-            model,
-            index,
-            config.data,
-            config.evaluation.views,
-            runtime=runtime,
-            micro_batch=config.evaluation.micro_batch,
-            bf16=uses_bf16(config, runtime.on_gpu),
-        )
+        with Bar(index.num_samples, shown=runtime.is_main) as bar:
+            scores = evaluate(
+                model,
+                index,
+                config.data,
+                config.evaluation.views,
+                runtime=runtime,
+                micro_batch=config.evaluation.micro_batch,
+                bf16=uses_bf16(config, runtime.on_gpu),
+                advance=bar.advance,
+            )
         images_per_s = index.num_samples / (time.perf_counter() - begin)
         if not runtime.is_main:
             return
+        own = config.data.validation
+        other_set = None if own is None or own.resolve() == data.resolve() else data.name
+        written = run / (f"evaluation-{other_set}.json" if other_set else "evaluation.json")
         result = report.Evaluated(folder, progress.step, data, index.fingerprint, scores, images_per_s, versions())
-        report.write(result, run / "evaluation.json")
+        report.write(result, written)
         point = {STEP: progress.step, EPOCH: progress.epoch}
         for view, score in scores.items():
-            point |= eval_point(view, score, None if data == config.data.validation else data.name)
+            point |= eval_point(view, score, other_set)
         with open_journal(config, run, is_main=True, wandb_id=progress.wandb_id) as journal:
             journal.log(point)
         print(report.table(result))
-        print(f"\n  run         {run}\n  checkpoint  {folder}\n  written     {run / 'evaluation.json'}")
+        print(f"\n  run         {run}\n  checkpoint  {folder}\n  written     {written}")
         if journal.wandb_folder:
             print(f"  W&B         {journal.wandb_folder}")
 

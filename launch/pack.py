@@ -13,6 +13,7 @@ images or cannot be decoded are left out and listed in OUT/rejected.tsv. Stopped
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -138,9 +139,11 @@ def _report(packed: dict[str, Any], out: Path) -> None:
         _say(
             f"{out / name}: {counts['images']:,} images in {counts['shards']:,} shards, {packed['num_classes']} classes"
         )
-    words = [f"data.{name}={out / name}" for name in ("train", "validation") if name in packed["sets"]]
     if "train" in packed["sets"]:
-        _say(f"next: {shlex.join(['launch/single_node.sh', 'configs/alexnet.yaml', *words])}")
+        config = "configs/alexnet.yaml" if shutil.which("nvidia-smi") else "configs/alexnet_cpu.yaml"
+        validation = out / "validation" if "validation" in packed["sets"] else "none"
+        words = [config, f"data.train={out / 'train'}", f"data.validation={validation}"]
+        _say(f"next: {shlex.join(['launch/single_node.sh', *words])}")
     _say(f"{packed['num_rejected']:,} files left out, listed in {out / 'rejected.tsv'}")
 
 

@@ -49,9 +49,10 @@ def main() -> None:
     total = length_of(config, order_of(flight.index, config.data, config.train.global_batch, config.seed)).total
     if flight.progress.step >= total:
         if place().rank == 0:
+            other = "" if flight.validation else " --data PACKED_SET"
             print(
                 f"{flight.run} is finished: step {flight.progress.step} of {total}. Score it with: python -m "
-                f"launch.evaluate {flight.run}; train longer with train.epochs=..., or anew with run=..."
+                f"launch.evaluate {flight.run}{other}; train longer with train.epochs=..., or anew with run=..."
             )
         return
     with start() as runtime:

@@ -8,7 +8,7 @@ contradictions raise UserError, naming the key, the value and the next action, b
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -196,7 +196,7 @@ class Train(Section):
             lower, upper = share * world, (share + 1) * world
             raise UserError(
                 f"train.global_batch={self.global_batch} does not divide among {world} processes. Start "
-                f"{' or '.join(map(str, near))} processes, or set train.global_batch to "
+                f"{' or '.join(map(str, near))} processes (NPROC), or set train.global_batch to "
                 f"{' or '.join(str(size) for size in (lower, upper) if size)}"
             )
         micro_steps = next(
@@ -251,7 +251,7 @@ class Config(Section):
         if self.schedule.warmup_epochs >= self.train.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs:g} must be less than "
-                f"train.epochs={self.train.epochs:g}"
+                f"train.epochs={self.train.epochs:g}: set it lower too, 0 for no warmup"
             )
         if self.schedule.milestones and self.schedule.milestones[-1] >= self.train.epochs:
             raise ValueError(
@@ -291,7 +291,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
             str(path), [str(other) for other in path.parent.glob("*.yaml")], n=1, cutoff=0.5
         )
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"{path}: there is no such config file.{hint}") from None
+        raise UserError(f"{path}: there is no such config file in {Path.cwd()}.{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is no readable YAML file: {error}") from None
     if not isinstance(tree, dict):
@@ -332,7 +332,9 @@ def describe() -> str:
     lines = []
     for name, field in keys().items():
         default = list(field.default) if isinstance(field.default, tuple) else field.default
-        lines.append(f"  {name}={'none' if default is None else default}\n      {' '.join(field.description.split())}")
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        text = " ".join(field.description.split()) + (f" One of {', '.join(choices)}." if choices else "")
+        lines.append(f"  {name}={'none' if default is None else default}\n      {text}")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ class Console:
         if self.terminal.is_terminal:
             columns = (BarColumn(10), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.terminal, transient=True)
-            self.task = self.bar.add_task("starting", total=total_steps, completed=first_step)
+            self.task = self.bar.add_task("first figures soon", total=total_steps, completed=first_step)
             self.bar.start()
 
     def log(self, point: Point) -> None:
@@ -70,3 +70,23 @@ def _describe_evaluation(point: Point) -> str:
         for name in names
     ]
     return f"step {point[keys.STEP]:.0f}  validation  " + "  ".join(scores)
+
+
+class Bar:
+    """Images done and time left while a set is scored; shown on a terminal alone."""
+
+    def __init__(self, total: int, shown: bool):
+        terminal = Terminal()
+        columns = (TextColumn("scoring"), BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=terminal, transient=True, disable=not (shown and terminal.is_terminal))
+        self.task = self.bar.add_task("", total=total)
+
+    def advance(self, images: int) -> None:
+        self.bar.advance(self.task, images)
+
+    def __enter__(self) -> "Bar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()

@@ -30,8 +30,10 @@ def evaluate(
     runtime: Runtime,
     micro_batch: int,
     bf16: bool,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Score]:
-    """The score of each view, the same on all ranks. `forward` takes images to logits, in evaluation mode.
+    """The score of each view, the same on all ranks. `forward` takes images to logits, in evaluation mode;
+    `advance` is told of the images done, for a progress bar.
 
     All views share one pass: the crops of the largest are scored, the smaller ones pick theirs. Called by all ranks
     together. Raises RuntimeError if an image was left out or counted twice.
@@ -50,6 +52,7 @@ def evaluate(
             counts[number] += count(chosen.logsumexp(dim=0) - torch.tensor(len(chosen)).log(), batch.labels)
         ids = torch.from_numpy(batch.ids[batch.ids >= 0]).to(runtime.device)
         seen[ids] += 1
+        advance(len(batch.labels) * runtime.world)
     return _reduce(views, counts, seen)
 
 

@@ -3,6 +3,7 @@
 In: a config and the number of processes. Out: a `Flight`, all that training needs. Neither torch nor a GPU is used.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,9 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
         )
     if config.run.exists() and not config.run.is_dir():
         raise UserError(f"run={config.run} is a file, not a folder. Give another one")
+    home = next(parent for parent in (config.run, *config.run.absolute().parents) if parent.exists())
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise UserError(f"run={config.run} cannot be written: {home} does not allow it. Give another run folder")
     folder = checkpoint.latest(config.run)
     if folder is None:
         weights = config.model.weights

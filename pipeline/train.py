@@ -148,6 +148,10 @@ def _loop(
             )
             return
         meter.skip_time()
+    best = f", the best of step {progress.best_step} (--best)" if progress.best_step else ""
+    where = "" if flight.validation else " --data PACKED_SET"
+    journal.tell(f"done: {flight.run}, the last checkpoint of step {length.total}{best}")
+    journal.tell(f"score it with: python -m launch.evaluate {flight.run}{where}")
 
 
 def _take_step(stepper: engine.Stepper, batches: Iterator[Batch], step: int) -> tuple[torch.Tensor, float]:

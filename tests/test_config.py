@@ -288,13 +288,13 @@ def test_refused_split_offers_only_sizes_that_work(global_batch, world):
         Train(global_batch=global_batch).split(world)
     text = str(caught.value)
     assert text.startswith(f"train.global_batch={global_batch} does not divide among {world} processes. ")
-    worlds, batches = re.search(r"Start ([\d or]+) processes, or set train.global_batch to ([\d or]+)$", text).groups()
+    worlds, batches = re.search(r"Start ([\d or]+) processes .*global_batch to ([\d or]+)$", text).groups()
     assert all(global_batch % int(size) == 0 for size in worlds.split(" or "))
     assert all(int(size) % world == 0 and int(size) > 0 for size in batches.split(" or "))
 
 
 def test_refused_split_text():
-    with pytest.raises(UserError, match=r"Start 2 or 4 or 5 or 8 processes, or set train.global_batch to 36 or 42"):
+    with pytest.raises(UserError, match=r"Start 2 or 4 or 5 or 8 processes .* to 36 or 42"):
         Train(global_batch=40).split(6)
 
 

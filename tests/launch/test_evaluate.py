@@ -130,11 +130,10 @@ def test_scores_go_to_the_runs_own_wandb_run(run, scored):
 
 
 def test_checkpoint_folder_best_and_another_set(copied, photos, scored):
-    (copied / "evaluation.json").unlink()
     words = ["--best", "--data", photos, "--views", "centre", "--micro-batch", "50"]
     ended = evaluate(copied, *words)
     assert ended.returncode == 0, ended.stderr
-    result = json.loads((copied / "evaluation.json").read_text())
+    result = json.loads((copied / f"evaluation-{photos.name}.json").read_text())
     assert result["checkpoint"] == f"{copied}/checkpoints/{STEP}"
     assert (result["data"], result["scores"]["centre"]["seen"], [*result["scores"]]) == (str(photos), 50, ["centre"])
 
