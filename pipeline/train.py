@@ -4,7 +4,6 @@ In: a config, the indices of its sets, a runtime. Out: a run folder with checkpo
 W&B run. Starting again with the same run folder goes on after the last checkpoint, at any number of ranks.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,7 +21,8 @@ from pipeline.data.order import Order
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.journal import Journal, open_journal
-from pipeline.metrics import count, score
+from pipeline.meter import Meter
+from pipeline.metrics import count
 from pipeline.preflight import Flight, num_classes
 from pipeline.runtime import Runtime, StopRequest, seed_everything
 from pipeline.schedule import learning_rate
@@ -126,7 +126,7 @@ def _loop(
         )
         for group in stepper.engine.optimizer.param_groups:
             group["lr"] = lr
-        meter.add(_take_step(stepper, batches, step), config.train.global_batch)
+        meter.add(*_take_step(stepper, batches, step))
 
         done = step + 1
         progress.step, progress.epoch = done, done / length.epoch
@@ -163,63 +163,6 @@ def _take_step(stepper: engine.Stepper, batches: Iterator[Batch], step: int) -> 
         counts += count(logits.log_softmax(dim=1), batch.labels)
         wait_s += batch.wait_s
     return counts, wait_s
-
-
-class Meter:
-    """Counts and times since the last logged point, of all ranks together."""
-
-    def __init__(self, config: Config, runtime: Runtime, stepper: engine.Stepper, journal: Journal):
-        self.config, self.runtime, self.stepper, self.journal = config, runtime, stepper, journal
-        self._clear()
-
-    def _clear(self) -> None:
-        self.counts = torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
-        self.steps, self.wait_s, self.busy_s = 0, 0.0, 0.0
-        self.skip_time()
-
-    def skip_time(self) -> None:
-        """Count no time from the last `add` to here: evaluations and checkpoints are not training."""
-        self.since = time.perf_counter()
-
-    def add(self, taken: tuple[torch.Tensor, float], images: int) -> None:
-        counts, wait_s = taken
-        self.counts += counts
-        self.wait_s += wait_s
-        self.steps += 1
-        now = time.perf_counter()
-        self.busy_s, self.since = self.busy_s + now - self.since, now
-
-    def log(self, step: int, epoch: float, lr: float) -> None:
-        """Reduce over ranks, log the point, begin anew. Raises UserError when the loss is no number any more."""
-        communication_s = self.stepper.take_communication_s()  # waits for the GPU, so the times below are whole
-        self.busy_s += time.perf_counter() - self.since
-        times = torch.tensor([self.wait_s, communication_s], dtype=torch.float64, device=self.runtime.device)
-        everything = torch.cat([self.counts, times])
-        dist.all_reduce(everything)
-        wait_s, communication_s = (everything[4:] / self.runtime.world / self.steps).tolist()
-        step_s = self.busy_s / self.steps
-        result = score(everything[:4])
-        if result.loss != result.loss or result.loss == float("inf"):
-            raise UserError(
-                f"the training loss is {result.loss} at step {step}: training diverged. Lower optimizer.lr "
-                f"(now {self.config.optimizer.lr:g}) or lengthen schedule.warmup_epochs; the last checkpoint is older"
-            )
-        self.journal.log(
-            {
-                keys.STEP: step,
-                keys.EPOCH: epoch,
-                keys.TRAIN_LOSS: result.loss,
-                keys.TRAIN_TOP1: result.top1_error,
-                keys.TRAIN_TOP5: result.top5_error,
-                keys.LEARNING_RATE: lr,
-                keys.IMAGES_PER_S: self.config.train.global_batch / step_s,
-                keys.STEP_S: step_s,
-                keys.DATA_WAIT_S: wait_s,
-                keys.COMMUNICATION_S: communication_s,
-                keys.COMPUTE_S: step_s - wait_s - communication_s,
-            }
-        )
-        self._clear()
 
 
 def _evaluate(

@@ -1,0 +1,74 @@
+"""Counts and times of training between two logged points: loss, errors, images/s, and what a step waits for.
+
+In: counts and waits of each step. Out: a point in the journal, over all ranks, at each `log`.
+"""
+
+import time
+
+import torch
+import torch.distributed as dist
+
+from pipeline import journal as keys
+from pipeline.config import Config
+from pipeline.engine import Stepper
+from pipeline.errors import UserError
+from pipeline.journal import Journal
+from pipeline.metrics import score
+from pipeline.runtime import Runtime
+
+
+class Meter:
+    """Counts and times since the last logged point, of all ranks together."""
+
+    def __init__(self, config: Config, runtime: Runtime, stepper: Stepper, journal: Journal):
+        self.config, self.runtime, self.stepper, self.journal = config, runtime, stepper, journal
+        self._clear()
+
+    def _clear(self) -> None:
+        self.counts = torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
+        self.steps, self.wait_s, self.busy_s = 0, 0.0, 0.0
+        self.skip_time()
+
+    def skip_time(self) -> None:
+        """Count no time from the last `add` to here: evaluations and checkpoints are not training."""
+        self.since = time.perf_counter()
+
+    def add(self, counts: torch.Tensor, wait_s: float) -> None:
+        """One step is done: this rank's counts (see metrics.count), and the seconds it waited for data."""
+        self.counts += counts
+        self.wait_s += wait_s
+        self.steps += 1
+        now = time.perf_counter()
+        self.busy_s, self.since = self.busy_s + now - self.since, now
+
+    def log(self, step: int, epoch: float, lr: float) -> None:
+        """Reduce over ranks, log the point, begin anew. Raises UserError when the loss is no number any more."""
+        communication_s = self.stepper.take_communication_s()  # waits for the GPU, so the times below are whole
+        self.busy_s += time.perf_counter() - self.since
+        times = torch.tensor([self.wait_s, communication_s], dtype=torch.float64, device=self.runtime.device)
+        everything = torch.cat([self.counts, times])
+        dist.all_reduce(everything)
+        wait_s, communication_s = (everything[4:] / self.runtime.world / self.steps).tolist()
+        step_s = self.busy_s / self.steps
+        result = score(everything[:4])
+        if result.loss != result.loss or result.loss == float("inf"):
+            raise UserError(
+                f"the training loss is {result.loss} at step {step}: training diverged. Lower optimizer.lr "
+                f"(now {self.config.optimizer.lr:g}) or lengthen schedule.warmup_epochs; the last checkpoint is older"
+            )
+        self.journal.log(
+            {
+                keys.STEP: step,
+                keys.EPOCH: epoch,
+                keys.TRAIN_LOSS: result.loss,
+                keys.TRAIN_TOP1: result.top1_error,
+                keys.TRAIN_TOP5: result.top5_error,
+                keys.LEARNING_RATE: lr,
+                keys.IMAGES_PER_S: self.config.train.global_batch / step_s,
+                keys.STEP_S: step_s,
+                keys.DATA_WAIT_S: wait_s,
+                keys.COMMUNICATION_S: communication_s,
+                keys.COMPUTE_S: step_s - wait_s - communication_s,
+            }
+        )
+        self._clear()
