@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from launch.command import is_told
 from pipeline.data.synthetic import Drawing, draw
 from pipeline.errors import EXIT_CODE, UserError
 
@@ -20,7 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         draw(args.out, Drawing(args.train, args.validation, args.seed), args.workers)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if not is_told(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE
     return 0

@@ -81,13 +81,13 @@ def _score(config, folder, run, progress, index, data, classes) -> None:
         other_set = None if own is None or own.resolve() == data.resolve() else data.name
         written = run / (f"evaluation-{other_set}.json" if other_set else "evaluation.json")
         result = report.Evaluated(folder, progress.step, data, index.fingerprint, scores, images_per_s, versions())
+        print(report.table(result))  # before anything is written: a run that one may only read is scored all the same
         report.write(result, written)
         point = {STEP: progress.step, EPOCH: progress.epoch}
         for view, score in scores.items():
             point |= eval_point(view, score, other_set)
         with open_journal(config, run, is_main=True, wandb_id=progress.wandb_id) as journal:
             journal.log(point)
-        print(report.table(result))
         print(f"\n  run         {run}\n  checkpoint  {folder}\n  written     {written}")
         if journal.wandb_folder:
             print(f"  W&B         {journal.wandb_folder}")

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from launch.command import is_told
 from pipeline.errors import EXIT_CODE, UserError
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -52,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: give 1 or more")
         packed = pack.pack(args.source, args.out, options, args.workers, _say, meter)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if not is_told(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE
     except Interrupted as interrupted:

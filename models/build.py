@@ -26,6 +26,9 @@ SETTINGS = {
         name + suffix: {"width", "dropout", "init", "image_px"} for suffix in ("", "_bn") for name in VGG_CONFIGURATIONS
     },
 }
+# What the networks themselves refuse, known before torch is imported; a test asks them.
+GROUPS = (1, 2, 4, 8)
+SMALLEST_PX = {name: 63 if name.startswith("alexnet") else 32 for name in SETTINGS}
 
 # torchvision's families whose functions take `dropout`.
 TORCHVISION_DROPOUT = re.compile("alexnet|vgg|squeezenet|googlenet|inception|mnasnet|mobilenet|efficientnet|vit_|swin_")

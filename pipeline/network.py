@@ -7,7 +7,7 @@ refuses with ValueError becomes a UserError that names the config key.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.build import SETTINGS, check_name
+from models.build import GROUPS, SETTINGS, SMALLEST_PX, check_name
 from pipeline.config import Data, Model
 from pipeline.errors import UserError
 
@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def check(config: Model) -> None:
-    """Refuse an unknown name or a setting that the network does not have, without importing torch."""
+def check(config: Model, data: Data) -> None:
+    """Refuse an unknown name, a setting that the network does not have or images too small, without importing torch."""
     try:
         check_name(config.name, config.settings())
     except ValueError as error:
         raise UserError(f"model.name={config.name}: {error}") from None
+    smallest_px = SMALLEST_PX.get(config.name, 1)
+    if data.crop_px < smallest_px:
+        raise UserError(
+            f"data.crop_px={data.crop_px} is too small for model.name={config.name}: give {smallest_px} or more"
+        )
+    if config.groups is not None and config.groups not in GROUPS:
+        raise UserError(f"model.groups={config.groups}: give one of {', '.join(map(str, GROUPS))}")
     if config.reset_head and not config.weights:
         raise UserError("model.reset_head=true does something only together with model.weights")
 

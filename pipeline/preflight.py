@@ -39,7 +39,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
         raise UserError(
             "data.train is not set: give the folder of a packed set, for example data.train=data/mine/train"
         )
-    network.check(config.model)
+    network.check(config.model, config.data)
     config.train.split(world)
     index = load_index(config.data.train, verify)
     if index.num_samples < config.train.global_batch:

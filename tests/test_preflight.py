@@ -213,7 +213,7 @@ def test_checkpoint_of_a_config_that_is_no_longer_understood(settle, photos):
 )
 def test_network_check_refuses(model, reason):
     with pytest.raises(UserError) as caught:
-        network.check(model)
+        network.check(model, Data())
     assert reason in str(caught.value)
 
 
@@ -227,7 +227,7 @@ def test_network_check_refuses(model, reason):
     ],
 )
 def test_network_check_accepts(model):
-    network.check(model)
+    network.check(model, Data())
 
 
 def test_images_too_small_for_the_network():

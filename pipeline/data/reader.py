@@ -19,16 +19,23 @@ class Reader:
 
     def __init__(self, index: Index):
         self.index = index
-        self._shards: dict[int, np.ndarray] = {}
+        self._shards: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
         _allow_open_files(len(index.shards))
 
     def read(self, ids: np.ndarray) -> list[np.ndarray]:
         """The encoded images of `ids`, each a read-only uint8 view into its shard."""
         index = self.index
         rows = zip(index.shard[ids].tolist(), index.offset[ids].tolist(), index.size[ids].tolist(), strict=True)
-        return [self._map(shard)[offset : offset + size] for shard, offset, size in rows]
+        views = []
+        for shard, offset, size in rows:
+            mapped, view = self._map(shard)
+            # Fetch it whole and ahead of the decoder: a page at a time, cold photos came 9 times slower (530 a second).
+            begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, begin, offset + size - begin)
+            views.append(view[offset : offset + size])
+        return views
 
-    def _map(self, shard: int) -> np.ndarray:
+    def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
         if shard not in self._shards:
             path = self.index.shard_path(shard)
             try:
@@ -44,7 +51,7 @@ class Reader:
                     f"{path} cannot be opened ({error.strerror}), though it was there at the start"
                 ) from None
             mapped.madvise(mmap.MADV_RANDOM)
-            self._shards[shard] = np.frombuffer(mapped, np.uint8)
+            self._shards[shard] = mapped, np.frombuffer(mapped, np.uint8)
         return self._shards[shard]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.data.index import COLUMNS, Shard, file_sha256
 from pipeline.errors import UserError
 
+MAX_LABEL = 10_000_000  # without --classes, each label up to the largest becomes a class
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -42,6 +43,8 @@ def _samples(tar: tarfile.TarFile, path: Path):
     key: str | None = None
     components: dict[str, tuple[int, int]] = {}
     for member in tar:
+        if not member.name.isprintable():
+            raise UserError(f"{path}: the name {member.name!r} is no UTF-8, or not printable. Make this shard again")
         match = _KEY_AND_EXTENSION.match(member.name)
         if not member.isfile() or not match:
             continue
@@ -75,6 +78,8 @@ def _append(columns: dict[str, list], path: Path, key: str, components: dict[str
         label = int(text)
     except ValueError:
         raise UserError(f"{path}: '{key}.cls' holds {text[:40]!r}, not a decimal class number") from None
+    if label > MAX_LABEL:
+        raise UserError(f"{path}: '{key}.cls' holds {label}, more than any class list has. Mend this shard")
     offset, size = image
     width, height = image_size(os.pread(raw.fileno(), size, offset), f"{path}: sample '{key}'")
     row = {"offset": offset, "size": size, "label": label, "height": height, "width": width, "key": key.encode()}

@@ -157,3 +157,16 @@ def test_a_tar_in_place_of_a_folder(photos):
     tar = next(photos.glob("*.tar"))
     with pytest.raises(UserError, match=r"is a file\. Give the folder"):
         index.load(tar)
+
+
+def test_a_label_that_no_class_list_has(tmp_path):
+    write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(photo(0, 0, 8, 8))), ("1.cls", b"3000000000")])
+    with pytest.raises(UserError, match="more than any class list has"):
+        scan_shard(tmp_path / "a.tar")
+
+
+def test_a_name_that_is_no_utf8(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        tar.addfile(tarfile.TarInfo("caf\xe9.jpg"))
+    with pytest.raises(UserError, match=r"is no UTF-8"):
+        scan_shard(tmp_path / "a.tar")

@@ -255,8 +255,8 @@ def test_checkpoint_of_another_model(trained):
 
 def test_mistake_found_after_the_start(config):
     """Images too small for the network are seen when it is built, in the process group."""
-    text = refused(train(config, "data.crop_px=16"))
-    assert "model.name=alexnet, data.crop_px=16: alexnet: images of 16 px are too small" in text
+    text = refused(train(config, "data.crop_px=16", "model.name=torchvision:alexnet", "model.width=none"))
+    assert "model.name=torchvision:alexnet, data.crop_px=16: torchvision:alexnet: images of 16 px are too small" in text
 
 
 def test_a_diverged_loss_is_never_saved(photos, tmp_path):
@@ -272,3 +272,27 @@ def test_a_diverged_loss_is_never_saved(photos, tmp_path):
     assert said.returncode == 2, said.stderr
     assert "training diverged" in said.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["data.crop_px=32", "data.resize_px=40"],
+            "data.crop_px=32 is too small for model.name=alexnet: give 63 or more",
+        ),
+        (["model.name=alexnet_2012", "model.groups=3"], "model.groups=3: give one of 1, 2, 4, 8"),
+    ],
+)
+def test_check_refuses_what_the_network_refuses(photos, tmp_path, words, told):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"data: {{train: {photos}}}\ntrain: {{global_batch: 10}}\n")
+    said = subprocess.run(
+        [sys.executable, "-m", "launch.train", str(path), *words, "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 2
+    assert told in said.stderr

@@ -8,7 +8,7 @@ import torch
 import torchvision.models
 from torch import nn
 
-from models.build import TORCHVISION_DROPOUT, build, check_name, known_names, torchvision_names
+from models.build import SMALLEST_PX, TORCHVISION_DROPOUT, build, check_name, known_names, torchvision_names
 
 
 @pytest.mark.parametrize("name", known_names())
@@ -124,3 +124,9 @@ def test_a_factory_of_your_own(tmp_path, monkeypatch):
 def test_number_of_classes():
     with pytest.raises(ValueError, match="num_classes is 0"):
         build("alexnet", num_classes=0)
+
+
+@pytest.mark.parametrize("name", known_names())
+def test_what_is_known_before_torch_is_what_the_networks_say(name):
+    with torch.device("meta"):
+        assert build(name, 2, width=0.125).smallest_px == SMALLEST_PX[name]

@@ -1,0 +1,43 @@
+"""What a mistake looks like: under torchrun too, whichever process makes it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MISTAKE = """
+import os, time
+from launch.command import run_command
+from pipeline.errors import UserError
+def main():
+    if os.environ["RANK"] in {ranks}:
+        raise UserError("shard-7.tar cannot be opened")
+    time.sleep(60)
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("ranks", ["01", "0", "1"])
+def test_a_mistake_is_told_once_whichever_process_makes_it(tmp_path, ranks):
+    script = tmp_path / "script.py"
+    script.write_text(MISTAKE.format(ranks=repr(ranks)))
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.torchrun", "--standalone", "--nproc-per-node", "2", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("error: shard-7.tar cannot be opened") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_no_traceback(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "launch.draw", tmp_path / "file" / "out", "--train", "10", "--validation", "10"]
+    done = subprocess.run([*command, "--workers", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
