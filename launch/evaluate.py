@@ -18,7 +18,7 @@ def main() -> None:
     )
     parser.add_argument("source", type=Path, help="a run folder (its last checkpoint), or a checkpoint's folder")
     parser.add_argument("--views", default="centre,ten", help="of centre, five, ten (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help="packed set to score on (default: the run's data.validation)")
+    parser.add_argument("--data", help="packed set, folder or URL, to score on (default: the run's data.validation)")
     parser.add_argument("--micro-batch", type=int, help="images per process at once (default: evaluation.micro_batch)")
     parser.add_argument("--best", action="store_true", help="score the run's best checkpoint instead of its last one")
     words = parser.parse_args()
@@ -38,7 +38,7 @@ def main() -> None:
     data = words.data or config.data.validation
     if data is None:
         raise UserError(f"{words.source} was trained without data.validation. Name a packed set: --data FOLDER")
-    index = load_index(data)
+    index = load_index(data, cache=config.data.cache.expanduser())
     if list(index.classes) != progress.classes:
         raise UserError(
             f"{folder} knows {len(progress.classes)} classes ({', '.join(progress.classes[:3])}, ...), but {data} has "
@@ -78,9 +78,11 @@ def _score(config, folder, run, progress, index, data, classes) -> None:
         if not runtime.is_main:
             return
         own = config.data.validation
-        other_set = None if own is None or own.resolve() == data.resolve() else data.name
+        other_set = None if own is None or _same(own, data) else Path(data).name
         written = run / (f"evaluation-{other_set}.json" if other_set else "evaluation.json")
-        result = report.Evaluated(folder, progress.step, data, index.fingerprint, scores, images_per_s, versions())
+        result = report.Evaluated(
+            folder, progress.step, data, index.num_samples, index.fingerprint, scores, images_per_s, versions()
+        )
         print(report.table(result))  # before anything is written: a run that one may only read is scored all the same
         report.write(result, written)
         point = {STEP: progress.step, EPOCH: progress.epoch}
@@ -91,6 +93,10 @@ def _score(config, folder, run, progress, index, data, classes) -> None:
         print(f"\n  run         {run}\n  checkpoint  {folder}\n  written     {written}")
         if journal.wandb_folder:
             print(f"  W&B         {journal.wandb_folder}")
+
+
+def _same(own: str, data: str) -> bool:
+    return own.rstrip("/") == data.rstrip("/") or Path(own).resolve() == Path(data).resolve()
 
 
 if __name__ == "__main__":

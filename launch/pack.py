@@ -4,6 +4,7 @@
     python -m launch.pack photos data/photos                            # photos/train/cat/1.jpg, photos/val/cat/2.jpg
     python -m launch.pack ~/imagenet data/imagenet                      # ILSVRC2012_img_train.tar, ..._val.tar, devkit
     python -m launch.pack ~/imagenet data/imagenet512 --short-side 512  # smaller, and faster to decode
+    python -m launch.pack ~/imagenet data/imagenet-raw --raw 256        # pixels: no decoding at all
     python -m launch.pack 'wds/imagenet1k-*.tar' data/imagenet          # index only, the shards stay as they are
 
 JPEG, PNG and WebP keep their bytes; other formats (GIF, BMP, TIFF, ...) become PNG without loss. Files that are no
@@ -16,16 +17,12 @@ import shlex
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from launch.command import is_told
+from launch.progress import meter
 from pipeline.errors import EXIT_CODE, UserError
-
-PLAIN_LINE_EVERY_S = 10.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -49,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             shard_images=args.shard_images,
             short_side=args.short_side,
             quality=args.quality,
+            raw=args.raw,
         )
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: give 1 or more")
@@ -87,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shard-images", type=int, metavar="N", help="images per shard (default: 1000, small sets less)"
     )
     parser.add_argument("--short-side", type=int, metavar="PX", help="shrink larger images to this short side, as JPEG")
+    parser.add_argument("--raw", type=int, metavar="PX", help="store pixels: short side PX, central square (e.g. 256)")
     parser.add_argument("--quality", type=int, metavar="Q", help="JPEG quality for --short-side, 1..100 (default: 90)")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=cores, help=f"processes (default: all cores, {cores})")
@@ -101,40 +100,6 @@ def _interrupt(number: int, _: Any) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-@contextmanager
-def meter(total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show progress: a bar with rate and time left on a terminal, else a plain line every ten seconds."""
-    if not sys.stdout.isatty():
-        yield _plain_meter(total, done, unit)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} {unit}/s")
-
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=total, completed=done)
-        yield lambda now: progress.update(task, completed=now)
-
-
-def _plain_meter(total: int, done: int, unit: str) -> Callable[[int], None]:
-    start_s = said_s = time.monotonic()
-
-    def update(now: int) -> None:
-        nonlocal said_s
-        if time.monotonic() - said_s < PLAIN_LINE_EVERY_S:
-            return
-        said_s = time.monotonic()
-        rate = (now - done) / (said_s - start_s)
-        left = f", {(total - now) / rate / 60:.1f} min left" if rate else ""
-        _say(f"{now:,} of {total:,} {unit}, {rate:,.0f} {unit}/s{left}")
-
-    return update
 
 
 def _report(packed: dict[str, Any], out: Path) -> None:

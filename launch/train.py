@@ -44,7 +44,7 @@ def main() -> None:
         )
         return
 
-    from pipeline.train import length_of, order_of, train
+    from pipeline.train import alone_in, length_of, order_of, train
 
     total = length_of(config, order_of(flight.index, config.data, config.train.global_batch, config.seed)).total
     if flight.progress.step >= total:
@@ -55,7 +55,7 @@ def main() -> None:
                 f"launch.evaluate {flight.run}{other}; train longer with train.epochs=..., or anew with run=..."
             )
         return
-    with start() as runtime:
+    with start() as runtime, alone_in(flight.run, runtime):
         train(config, flight, runtime)
 
 

@@ -47,10 +47,14 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    train: Path | None = None
-    """Folder of the packed training set (it holds manifest.json)."""
-    validation: Path | None = None
-    """Folder of the packed validation set; none: training goes without evaluation."""
+    train: str | None = None
+    """Folder or URL (s3://, gs://, https://, hf://) of the packed training set; it holds manifest.json."""
+    validation: str | None = None
+    """Folder or URL of the packed validation set; none: training goes without evaluation."""
+    cache: Path = Path("~/.cache/tencrop")
+    """Folder for shards behind URLs, on a disk of the machine; all its processes and jobs share it."""
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0
+    """Most gigabytes (10^9 bytes) in that folder; the shards that were not used for longest go first."""
     recipe: Literal["alexnet", "vgg", "inception"] = "alexnet"
     """How training windows are chosen: alexnet (a crop of the central square), vgg (random scale), inception (random
     area and aspect ratio)."""
@@ -81,7 +85,9 @@ class Data(Section):
     threads: Positive | None = None
     """DALI's CPU threads per process; none: the machine's cores over its processes."""
     prefetch: Positive = 2
-    """Batches that DALI prepares ahead."""
+    """Batches that are prepared ahead."""
+    max_bad_images: Annotated[int, Field(ge=0)] = 100
+    """More images than so many that cannot be decoded end the run; each costs its row until then."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -3,6 +3,7 @@
 In: a config and the number of processes. Out: a `Flight`, all that training needs. Neither torch nor a GPU is used.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from pipeline import checkpoint, network
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse
-from pipeline.data.index import Index
+from pipeline.data import quarantine
+from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
 
@@ -41,7 +43,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
         )
     network.check(config.model, config.data)
     config.train.split(world)
-    index = load_index(config.data.train, verify)
+    index = load_index(config.data.train, verify, config.data.cache.expanduser())
     if index.num_samples < config.train.global_batch:
         raise UserError(
             f"train.global_batch={config.train.global_batch} is more than the {index.num_samples} samples of "
@@ -52,7 +54,12 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
             f"data.pca=shards, but {index.folder} was indexed without RGB statistics. Use data.pca=imagenet, or pack "
             f"the images with launch.pack"
         )
-    validation = load_index(config.data.validation, verify) if config.data.validation else None
+    validation = None
+    if config.data.validation:
+        validation = load_index(config.data.validation, verify, config.data.cache.expanduser())
+    for loaded in filter(None, (index, validation)):
+        quarantine.read(loaded.folder / QUARANTINE)
+    _check_cache(config, index, validation)
     if validation is not None and validation.classes != index.classes:
         raise UserError(
             f"data.validation={config.data.validation} has another class list than data.train={config.data.train} "
@@ -78,6 +85,26 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
         return Flight(config.run, index, validation, fresh, None, ())
     progress = checkpoint.read(folder, verify)
     return Flight(config.run, index, validation, progress, folder, _changes(config, index, progress, folder))
+
+
+def _check_cache(config: Config, index: Index, validation: Index | None) -> None:
+    """Raises UserError if data.cache cannot hold what a training step and the next need of remote shards."""
+    remote = [loaded for loaded in (index, validation) if loaded and loaded.is_remote]
+    if not remote:
+        return
+    sizes = [shard.size for loaded in remote for shard in loaded.shards]
+    needed, why = 4 * max(sizes), "four shards"
+    if index.is_remote and config.data.shuffle == "windowed":
+        needed, why = 2 * config.data.window_shards * max(sizes), "two windows of data.window_shards"
+    elif index.is_remote:
+        needed = sum(shard.size for shard in index.shards)
+        why = "all shards (or set data.shuffle=windowed), since data.shuffle=global reads from all at every step"
+    needed = min(needed, sum(sizes))
+    if needed > config.data.cache_gb * 1e9:
+        raise UserError(
+            f"data.cache_gb={config.data.cache_gb:g} is too small for {config.data.train}: the cache must hold {why}. "
+            f"Give at least data.cache_gb={math.ceil(needed / 1e7) / 100:g}"
+        )
 
 
 def num_classes(config: Config, progress: Progress) -> int:

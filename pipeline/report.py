@@ -19,7 +19,8 @@ class Evaluated:
 
     checkpoint: Path
     step: int
-    data: Path
+    data: str
+    num_samples: int  # of the set; those that no score has seen could not be decoded
     data_fingerprint: str
     scores: dict[str, Score]
     images_per_s: float
@@ -33,6 +34,8 @@ def table(result: Evaluated) -> str:
     lines.append(f"  {'view':<8}{'top-1 error':>13}{'top-5 error':>13}{'loss':>9}")
     for view, score in result.scores.items():
         lines.append(f"  {view:<8}{score.top1_error:>12.2%} {score.top5_error:>12.2%} {score.loss:>8.3f}")
+    if images < result.num_samples:
+        lines += ["", f"  {result.num_samples - images:,} more images could not be decoded and are in no figure"]
     lines += ["", f"  {result.images_per_s:,.0f} images/s, all views in one pass"]
     return "\n".join(lines)
 
@@ -42,7 +45,6 @@ def write(result: Evaluated, path: Path) -> None:
     facts: dict[str, Any] = {
         **asdict(result),
         "checkpoint": str(result.checkpoint),
-        "data": str(result.data),
         "scores": {
             view: {**asdict(score), "top1_error": score.top1_error, "top5_error": score.top5_error}
             for view, score in result.scores.items()

@@ -4,8 +4,11 @@ In: a config, the indices of its sets, a runtime. Out: a run folder with checkpo
 W&B run. Starting again with the same run folder goes on after the last checkpoint, at any number of ranks.
 """
 
+import fcntl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -84,9 +87,27 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> None:
             micro_steps=config.train.split(runtime.world)[1],
             first_step=progress.step,
             last_step=length.total,
+            run=run,
         )
         _loop(config, flight, length, stepper, batches, runtime, journal, stop)
     stop.close()
+
+
+@contextmanager
+def alone_in(run: Path, runtime: Runtime) -> Iterator[None]:
+    """Hold the run folder against a second job, which would overwrite its checkpoints. UserError if one is on."""
+    if not runtime.is_main:
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another job trains in {run} now. Wait for it, stop it, or give another run=...") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _require_agreement(flight: Flight, runtime: Runtime) -> None:

@@ -4,7 +4,7 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -41,6 +41,12 @@ def jpeg(pixels: np.ndarray, quality: int = 92, **options) -> bytes:
     return buffer.getvalue()
 
 
+def npy(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, pixels)
+    return buffer.getvalue()
+
+
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
     with tarfile.open(path, "w") as tar:
         for name, content in members:
@@ -57,8 +63,11 @@ def write_set(
     num_classes: int = 5,
     size_px: tuple[int, int] = (40, 90),
     seed: int = 0,
+    raw: bool = False,
+    broken: Collection[int] = (),
 ) -> Path:
-    """A packed set of small JPEGs with sides in `size_px`, classes in turn."""
+    """A packed set of small JPEGs (or of `raw` pixels) with sides in `size_px`, classes in turn. The samples `broken`
+    have a header but no whole image."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     members: list[list[tuple[str, bytes]]] = [[] for _ in range(num_shards)]
@@ -66,7 +75,10 @@ def write_set(
         label = number % num_classes
         height, width = (int(side) for side in rng.integers(*size_px, 2))
         shard = members[number * num_shards // num_samples]
-        shard.append((f"{number:05d}.jpg", jpeg(photo(seed * 100_000 + number, label, height, width))))
+        pixels = photo(seed * 100_000 + number, label, height, width)
+        image = npy(pixels) if raw else jpeg(pixels)
+        image = image[: len(image) * 2 // 3] if number in broken else image
+        shard.append((f"{number:05d}.{'npy' if raw else 'jpg'}", image))
         shard.append((f"{number:05d}.cls", str(label).encode()))
     for number, files in enumerate(members):
         write_tar(folder / f"shard-{number:06d}.tar", files)

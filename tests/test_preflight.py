@@ -270,7 +270,7 @@ def test_missing_weights(settle, tmp_path):
 
 
 def test_another_window_of_a_windowed_shuffle_is_another_order(tmp_path, photos):
-    words = {"data": {"train": photos, "shuffle": "windowed", "window_shards": 1}, "train": {"global_batch": 10}}
+    words = {"data": {"train": str(photos), "shuffle": "windowed", "window_shards": 1}, "train": {"global_batch": 10}}
     old = parse(words | {"run": tmp_path / "run"}, "test")
     packed = index.load(photos)
     progress = Progress(classes=list(packed.classes), data_fingerprint=packed.fingerprint)

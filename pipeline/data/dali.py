@@ -1,120 +1,203 @@
-"""The DALI graph: encoded bytes and windows in, normalised images on the device out. The only file that imports DALI.
+"""The DALI graph: images and windows in, pixels out. The only file that imports DALI.
 
-In: requests (encoded images, windows). Out: float32 images [n, 3, px, px] in channels_last memory, on the CPU or GPU:
-decode only the window, resize it with an antialiased triangular filter, flip, shift colours, subtract the mean, divide
-by the deviation. Pixels equal PIL's antialiased BILINEAR within one level of 255, but for the one or two outermost rows
-and columns, where DALI repeats the border and PIL leaves it out (up to 10 levels on noise). EXIF orientation is
-ignored, as torchvision's ImageFolder ignores it.
+In: requests. Out, on a GPU: float32 images [n, 3, px, px] in channels_last memory: only the window is decoded, resized
+with an antialiased triangular filter, flipped, colour-shifted, minus the mean, by the deviation. Out, on a CPU: decoded
+windows, which `finish.py` takes on, because DALI's resize and normalisation are 5 times as slow as torch's there
+(BENCHMARKS.md). EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
+
+An image that cannot be decoded breaks a DALI graph for good. The culprits are then found one by one, handed to
+`on_bad`, and the same batch is decoded by a new graph with a grey image in their rows, labelled -1.
 """
 
+import io
+import re
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.data.windows import Windows
+from pipeline.data.request import Request, shown
+
+OnBad = Callable[[np.ndarray, list[str]], None]  # is told ids and reasons of what cannot be decoded; may end the run
+Build = Callable[[int, int], Any]  # rows, depth -> graph
+Feed = Callable[[Any, Request], None]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What one batch needs: ids and labels int64 [n] (-1 marks padding), encoded images, their windows."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-    encoded: list[np.ndarray]
-    windows: Windows
-
-
-def decode(
+def images_on_gpu(
     requests: Iterator[Request],
     *,
-    rows: int,
+    is_raw: bool,
     px: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     device: torch.device,
-    on_gpu: bool,
     threads: int,
     prefetch: int,
+    on_bad: OnBad,
 ) -> Iterator[tuple[Request, torch.Tensor]]:
     """Yield each request with its images on `device`; DALI works on the next `prefetch` ones meanwhile.
 
-    Every request has `rows` rows. `on_gpu` says where decoding happens. Images stay valid as long as the caller holds
-    them. Raises RuntimeError from DALI for an image that cannot be decoded.
+    All requests have the same number of rows. Images stay valid as long as the caller holds them.
     """
-    waiting: deque[Request] = deque()  # holds the buffers that DALI reads without copying them
-    first = _take(requests, prefetch)
-    if not first:
-        return
-    graph = _graph(rows, px, std, device.index if on_gpu else None, threads, len(first))
-    for request in first:
-        _feed(graph, request, mean)
-        waiting.append(request)
-    graph.schedule_run()  # the first call runs as many times as were fed
-    while waiting:
-        (images,) = graph.share_outputs(cuda_stream=torch.cuda.current_stream() if on_gpu else None)
+
+    def feed(graph: Any, request: Request) -> None:
+        windows = request.windows
+        _feed_windows(graph, request)
+        graph.feed_input("flip", windows.flip.astype(np.int32))
+        # (x + shift - mean) / std: a colour shift is a mean of one's own, so it costs nothing.
+        graph.feed_input("mean", 255.0 * (np.asarray(mean, np.float32) - windows.colour))
+
+    def build(rows: int, depth: int) -> Any:
+        return _gpu_graph(rows, is_raw, px, std, device.index, threads, depth)
+
+    def stream() -> Any:
+        return torch.cuda.current_stream(device)
+
+    for request, images in _run(requests, build, feed, prefetch, on_bad, stream):
         # No copy: the default executor leaves a released buffer alone while someone holds it. NHWC seen as NCHW is
         # channels_last without moving a byte.
-        batch = torch.from_dlpack(images.as_tensor()).to(device).permute(0, 3, 1, 2)
+        yield request, torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+
+
+def windows_on_cpu(
+    requests: Iterator[Request], *, threads: int, prefetch: int, on_bad: OnBad
+) -> Iterator[tuple[Request, list[np.ndarray]]]:
+    """Yield each request with its decoded windows, uint8 [height, width, 3] each, valid while the caller holds them."""
+
+    def build(rows: int, depth: int) -> Any:
+        return _cpu_graph(rows, threads, depth)
+
+    for request, windows in _run(requests, build, _feed_windows, prefetch, on_bad):
+        yield request, [np.asarray(windows[row]) for row in range(len(request.ids))]
+
+
+def _run(
+    requests: Iterator[Request],
+    build: Build,
+    feed: Feed,
+    prefetch: int,
+    on_bad: OnBad,
+    stream: Callable[[], Any] = lambda: None,
+) -> Iterator[tuple[Request, Any]]:
+    """Keep `prefetch` requests going in a graph, and a whole graph under them."""
+    waiting = deque(_take(requests, prefetch))  # holds the buffers that DALI reads without copying them
+    graph = None
+    while waiting:
+        if graph is None:
+            graph = build(len(waiting[0].ids), len(waiting))
+            for request in waiting:
+                feed(graph, request)
+            graph.schedule_run()  # the first call runs as many times as were fed
+        try:
+            (output,) = graph.share_outputs(cuda_stream=stream())
+        except RuntimeError as error:
+            graph = None
+            waiting[0] = _mended(waiting[0], error, build, feed, on_bad)
+            continue
         graph.release_outputs()
         done = waiting.popleft()
         for request in _take(requests, 1):
-            _feed(graph, request, mean)
+            feed(graph, request)
             waiting.append(request)
             graph.schedule_run()
-        yield done, batch
+        yield done, output
 
 
 def _take(requests: Iterator[Request], number: int) -> list[Request]:
     return [request for _, request in zip(range(number), requests, strict=False)]
 
 
-def _feed(graph, request: Request, mean: tuple[float, float, float]) -> None:
+def _mended(request: Request, error: RuntimeError, build: Build, feed: Feed, on_bad: OnBad) -> Request:
+    """The request without the rows that a graph of one row cannot decode. Raises `error` again if there is none."""
+    graph, reasons = None, {}
+    for row in range(len(request.ids)):
+        graph = graph or build(1, 1)
+        try:
+            feed(graph, request.row(row))
+            graph.run()
+        except RuntimeError as failure:
+            graph, reasons[row] = None, _reason(request.images[row], failure)
+    if not reasons:
+        raise error
+    bad = np.isin(np.arange(len(request.ids)), list(reasons))
+    on_bad(shown(request.ids[bad]), list(reasons.values()))
+    return request.without(bad)
+
+
+def _reason(image: np.ndarray, failure: RuntimeError) -> str:
+    """Why an image cannot be decoded: Pillow says it better, if it sees anything wrong."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image.tobytes())) as opened:
+            opened.load()
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        return re.sub(r"\s+|<.*?>", " ", str(error)).strip() or type(error).__name__
+    lines = str(failure).partition("encountered:")[2].strip().splitlines()
+    return f"DALI: {lines[0].strip()}" if lines else "DALI cannot decode it"
+
+
+def _feed_windows(graph: Any, request: Request) -> None:
     windows = request.windows
-    graph.feed_input("encoded", request.encoded)
+    graph.feed_input("images", request.images)
     graph.feed_input("start", np.stack([windows.top, windows.left], axis=1))
     graph.feed_input("shape", np.stack([windows.height, windows.width], axis=1))
-    graph.feed_input("flip", windows.flip.astype(np.int32))
-    # (x + shift - mean) / std: a colour shift is a mean of one's own, so it costs nothing.
-    graph.feed_input("mean", 255.0 * (np.asarray(mean, np.float32) - windows.colour))
 
 
-def _graph(rows: int, px: int, std: tuple[float, float, float], gpu: int | None, threads: int, depth: int):
-    from nvidia.dali import fn, pipeline_def, types
+def _windows(is_raw: bool, device: str) -> Any:
+    """The node of uint8 windows, decoded or cut, as `_feed_windows` feeds them."""
+    from nvidia.dali import fn
+    from nvidia.dali import types as dali_types
 
-    options: dict[str, Any] = {"device_id": gpu}  # None, which its types do not know, means no GPU
+    types: Any = dali_types
+    start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
+    shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)
+    pixels: Any = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
+    if is_raw:
+        rows = fn.external_source(name="images", dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
+        return fn.slice(rows.gpu() if device == "mixed" else rows, start, shape, **pixels)
+    encoded = fn.external_source(name="images", dtype=types.UINT8, ndim=1, no_copy=True)
+    return fn.decoders.image_slice(
+        encoded, start, shape, device=device, output_type=types.RGB, adjust_orientation=False, **pixels
+    )
+
+
+def _cpu_graph(rows: int, threads: int, depth: int) -> Any:
+    from nvidia.dali import pipeline_def
+
+    options: dict[str, Any] = {"device_id": None}  # None, which its types do not know, means no GPU
 
     @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, **options)
     def graph():
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
-        start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
-        shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)
-        flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
-        mean = fn.external_source(name="mean", dtype=types.FLOAT, ndim=1)
-        images = fn.decoders.image_slice(
-            encoded,
-            start,
-            shape,
-            device="cpu" if gpu is None else "mixed",
-            axis_names="HW",
-            normalized_anchor=False,
-            normalized_shape=False,
-            output_type=types.RGB,
-            adjust_orientation=False,
-        )
+        return _windows(is_raw=False, device="cpu")
+
+    return _built(graph)
+
+
+def _gpu_graph(
+    rows: int, is_raw: bool, px: int, std: tuple[float, float, float], gpu: int, threads: int, depth: int
+) -> Any:
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, device_id=gpu)
+    def graph():
+        images = _windows(is_raw, device="mixed")
         images = fn.resize(images, size=[px, px], interp_type=types.INTERP_TRIANGULAR)
         return fn.crop_mirror_normalize(
             images,
-            mirror=flip,
-            mean=mean,
+            mirror=fn.external_source(name="flip", dtype=types.INT32, ndim=0),
+            mean=fn.external_source(name="mean", dtype=types.FLOAT, ndim=1),
             std=[255.0 * value for value in std],
             dtype=types.FLOAT,
             output_layout="HWC",
         )
 
+    return _built(graph)
+
+
+def _built(graph: Callable[[], Any]) -> Any:
     pipe = graph()
     pipe.build()
     return pipe

@@ -2,10 +2,11 @@
 
 In: tar shards. Out: a folder with `manifest.json` (shard names, sizes, checksums, class names) and `index/*.npy`, one
 memory-mapped column each, so that all processes of a machine share one copy and loading 1.28 M rows takes milliseconds.
-A sample's id is its row. Shards stay plain WebDataset tars; nothing in them is changed.
+A sample's id is its row. Shards stay plain WebDataset tars; nothing in them is changed. The folder, or the shards
+alone, may lie behind a URL: then the index is copied into the cache folder, and shards come when they are needed.
 
     index = load("data/photos/train")
-    index.label[7], index.height[7], index.shard_path(index.shard[7])
+    index.label[7], index.height[7], index.location(index.shard[7])
 """
 
 import hashlib
@@ -13,18 +14,21 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
 
 MANIFEST = "manifest.json"
-VERSION = 1
+QUARANTINE = "quarantine.tsv"
+VERSION = 2
 COLUMNS = {
     "shard": np.int32,  # row of `shards`
-    "offset": np.int64,  # of the image's first byte in the shard
-    "size": np.int64,  # of the encoded image, in bytes
+    "offset": np.int64,  # of the image's first byte in the shard, or of its first pixel
+    "size": np.int64,  # in bytes
     "label": np.int32,
     "height": np.int32,  # as stored, before any EXIF rotation
     "width": np.int32,
@@ -34,12 +38,14 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: `name` relative to the set's `shards_root`, `size` in bytes, `sha256` of the whole file."""
+    """One tar: `name` relative to the set's `shards_root`, `size` in bytes, `sha256` of the whole file; `form` is
+    "encoded" (JPEG, PNG, WebP) or "raw" (uint8 pixels)."""
 
     name: str
     size: int
     sha256: str
     num_samples: int
+    form: str = "encoded"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Index:
     """The loaded index. Columns are read-only arrays of `num_samples` rows; `classes[label]` is a class's name."""
 
     folder: Path
-    shards_root: Path
+    shards_root: str  # a folder or a URL
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
     rgb_mean: tuple[float, ...] | None  # of all pixels, in 0..1
@@ -67,8 +73,18 @@ class Index:
     def __len__(self) -> int:
         return self.num_samples
 
-    def shard_path(self, shard: int) -> Path:
-        return self.shards_root / self.shards[shard].name
+    @property
+    def is_raw(self) -> bool:
+        """Whether samples are uint8 pixels [height, width, 3], which need no decoder."""
+        return any(shard.form == "raw" for shard in self.shards)
+
+    @property
+    def is_remote(self) -> bool:
+        return is_remote(self.shards_root)
+
+    def location(self, shard: int) -> str:
+        """Path or URL of a shard."""
+        return f"{self.shards_root}/{self.shards[shard].name}"
 
     def key_of(self, sample: int) -> str:
         return bytes(self.key[sample]).decode()
@@ -80,16 +96,21 @@ class Index:
         return hashlib.sha256(facts).hexdigest()[:16]
 
 
-def load(folder: str | Path, verify: bool = True) -> Index:
-    """Open the index in `folder` and, with `verify`, check that its shards are the ones that were indexed.
+def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> Index:
+    """Open the index in a folder or at a URL and, with `verify`, check that its shards are the ones that were indexed.
 
-    A shard counts as unchanged if its size is the same and it is not newer than the manifest (make's rule). A newer one
-    is read once and compared with its checksum.
+    A local shard counts as unchanged if its size is the same and it is not newer than the manifest (make's rule). A
+    newer one is read once and compared with its checksum. Remote ones are compared when they are fetched.
 
     Raises UserError, naming the file: no index, a damaged index, a missing or changed shard, a label outside the class
-    list, an empty set.
+    list, an empty set, a URL without a `cache` folder to copy the index to.
     """
-    folder = Path(folder)
+    if is_remote(str(where)):
+        from pipeline.data.mirror import mirror
+
+        folder = mirror(str(where), cache)
+    else:
+        folder = Path(where)
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
@@ -109,7 +130,7 @@ def load(folder: str | Path, verify: bool = True) -> Index:
     rgb = manifest.get("rgb") or {}
     index = Index(
         folder=folder,
-        shards_root=folder / root,
+        shards_root=_shards_root(str(where).rstrip("/"), root),
         shards=shards,
         classes=classes,
         rgb_mean=tuple(rgb["mean"]) if rgb else None,
@@ -120,12 +141,19 @@ def load(folder: str | Path, verify: bool = True) -> Index:
     if low < 0 or high >= len(classes):
         sample = int(np.flatnonzero((index.label < 0) | (index.label >= len(classes)))[0])
         raise UserError(
-            f"{index.shard_path(index.shard[sample])}: sample '{index.key_of(sample)}' has label "
+            f"{index.location(index.shard[sample])}: sample '{index.key_of(sample)}' has label "
             f"{index.label[sample]}, but the class list in {path} has {len(classes)} names"
         )
-    if verify:
+    if verify and not index.is_remote:
         _check_shards(index, path)
     return index
+
+
+def _shards_root(home: str, root: str) -> str:
+    """Where the shards are: `root` is a URL, a whole path, or relative to `home`, the index's own place."""
+    if is_remote(root) or root.startswith("/"):
+        return root
+    return home if root == "." else f"{home}/{root}"
 
 
 def _no_index(folder: Path) -> str:
@@ -157,7 +185,7 @@ def _load_column(path: Path, num_samples: int) -> np.ndarray:
 def _check_shards(index: Index, manifest: Path) -> None:
     indexed_ns = manifest.stat().st_mtime_ns
     for number, shard in enumerate(index.shards):
-        path = index.shard_path(number)
+        path = Path(index.location(number))
         try:
             stat = path.stat()
         except FileNotFoundError:
@@ -189,7 +217,7 @@ def write(
     """Write the index of `shards` (in order, as scan.scan_shard returns them) into `folder`; the manifest comes last.
 
     `rgb` is {"mean": 3 floats, "covariance": 3 x 3 floats} over pixels in 0..1, or None. The same input gives the same
-    bytes. Raises UserError for a key that two shards share.
+    bytes. Raises UserError for a key that two shards share, and for raw beside encoded shards.
     """
     (folder / "index").mkdir(parents=True, exist_ok=True)
     counts = [shard.num_samples for shard, _ in shards]
@@ -201,11 +229,16 @@ def write(
         if name == "key" and len(np.unique(column)) != len(column):
             _raise_shared_key(shards)
         np.save(folder / "index" / f"{name}.npy", column)
+    forms = {shard.form for shard in map(itemgetter(0), shards) if shard.num_samples}
+    if len(forms) > 1:
+        raw = next(shard.name for shard, _ in shards if shard.form == "raw")
+        raise UserError(f"{raw} holds raw pixels, other shards encoded images. Make sets of one form")
     manifest = {
         "version": VERSION,
         "num_samples": sum(counts),
         "shards_root": shards_root,
         "rgb": rgb,
+        "columns": {name: file_sha256(folder / "index" / f"{name}.npy") for name in COLUMNS},
         "shards": [asdict(shard) for shard, _ in shards],
         "classes": list(classes),
     }

@@ -6,18 +6,20 @@ A batch is always full; rows that only pad it carry label -1 and id -1, so no ra
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline.config import Data
 from pipeline.data import windows
-from pipeline.data.dali import Request, decode
+from pipeline.data.decode import decode
 from pipeline.data.index import Index
 from pipeline.data.order import Order, rank_part, sequential_batch
-from pipeline.data.reader import Reader
+from pipeline.data.request import Request, shown
+from pipeline.data.source import Source
 from pipeline.errors import UserError
 from pipeline.runtime import Place
 
@@ -51,37 +53,42 @@ def train_batches(
     micro_steps: int,
     first_step: int,
     last_step: int,
+    run: Path | None = None,
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of the steps first_step .. last_step - 1, `micro_steps` a step."""
-    rows = order.global_batch // place.world // micro_steps
-    choose = window_recipe(index, data)
-    reader = Reader(index)
+    """This rank's micro-batches of the steps first_step .. last_step - 1, `micro_steps` a step.
 
-    def requests() -> Iterator[Request]:
-        for step in range(first_step, last_step):
-            mine = rank_part(order.batch(step), place.rank, place.world)
-            for ids in mine.reshape(micro_steps, rows):
-                seen = choose(index.height[ids], index.width[ids], ids, seed, order.epoch(step))
-                yield Request(ids, index.label[ids].astype(np.int64), reader.read(ids), seen)
+    `run` is the folder whose bad_images.tsv the ranks share. Raises UserError for more bad images than
+    `data.max_bad_images`, and for a remote shard that cannot be fetched.
+    """
+    steps = range(first_step, last_step)
+    source = Source(index, data, steps, lambda step: rank_part(order.batch(step), place.rank, place.world), run)
+    requests = train_requests(source, data, order, seed, micro_steps)
+    return _batches(requests, source, data, data.crop_px, place, device)
 
-    return _batches(requests(), data, rows, data.crop_px, place, device)
+
+def train_requests(source: Source, data: Data, order: Order, seed: int, micro_steps: int) -> Iterator[Request]:
+    """What `train_batches` asks its decoder for."""
+    index, choose = source.index, window_recipe(source.index, data)
+    for step, mine in source.walk():
+        for ids in np.split(mine, micro_steps):
+            yield source.request(ids, choose(index.height[ids], index.width[ids], ids, seed, order.epoch(step)))
 
 
 def eval_batches(index: Index, data: Data, *, place: Place, device: torch.device, micro_batch: int) -> Iterator[Batch]:
     """This rank's share of every sample, once: the central square of each image at `resize_px`, to cut views from."""
     rows = min(micro_batch, -(-index.num_samples // place.world))
     global_batch = rows * place.world
-    reader = Reader(index)
+    steps = range(-(-index.num_samples // global_batch))
 
-    def requests() -> Iterator[Request]:
-        for step in range(-(-index.num_samples // global_batch)):
-            ids = rank_part(sequential_batch(step, index.num_samples, global_batch), place.rank, place.world)
-            read = np.maximum(ids, 0)  # padding decodes sample 0, and nobody looks
-            labels = np.where(ids < 0, -1, index.label[read]).astype(np.int64)
-            seen = windows.centre_square(index.height[read], index.width[read], read)
-            yield Request(ids, labels, reader.read(read), seen)
+    def mine(step: int) -> np.ndarray:
+        return rank_part(sequential_batch(step, index.num_samples, global_batch), place.rank, place.world)
 
-    return _batches(requests(), data, rows, data.resize_px, place, device)
+    source = Source(index, data, steps, mine)
+    requests = (
+        source.request(ids, windows.centre_square(index.height[shown(ids)], index.width[shown(ids)], ids))
+        for _, ids in source.walk()
+    )
+    return _batches(requests, source, data, data.resize_px, place, device)
 
 
 def window_recipe(index: Index, data: Data):
@@ -114,10 +121,17 @@ def _pca(index: Index, data: Data):
     return *windows.pca_of(index.rgb_covariance), data.pca_std
 
 
-def _batches(requests, data: Data, rows: int, px: int, place: Place, device: torch.device) -> Iterator[Batch]:
+def _batches(
+    requests: Iterator[Request],
+    source: Source,
+    data: Data,
+    px: int,
+    place: Place,
+    device: torch.device,
+) -> Iterator[Batch]:
     decoded = decode(
         requests,
-        rows=rows,
+        is_raw=source.index.is_raw,
         px=px,
         mean=data.mean,
         std=data.std,
@@ -125,15 +139,26 @@ def _batches(requests, data: Data, rows: int, px: int, place: Place, device: tor
         on_gpu=decodes_on_gpu(data, device),
         threads=data.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world),
         prefetch=data.prefetch,
+        on_bad=source.bad.add,
     )
-    while True:
-        start = time.perf_counter()
-        pair = next(decoded, None)
-        if pair is None:
-            return
-        request, images = pair
-        labels = torch.from_numpy(request.labels).to(device, non_blocking=True)
-        yield Batch(images, labels, request.ids, time.perf_counter() - start)
+    return _timed(decoded, source, device)
+
+
+def _timed(
+    decoded: Generator[tuple[Request, torch.Tensor], None, None], source: Source, device: torch.device
+) -> Iterator[Batch]:
+    try:
+        while True:
+            start = time.perf_counter()
+            pair = next(decoded, None)
+            if pair is None:
+                return
+            request, images = pair
+            labels = torch.from_numpy(request.labels).to(device, non_blocking=True)
+            yield Batch(images, labels, request.ids, time.perf_counter() - start)
+    finally:
+        decoded.close()
+        source.close()
 
 
 def decodes_on_gpu(data: Data, device: torch.device) -> bool:

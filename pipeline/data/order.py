@@ -65,7 +65,9 @@ class Order:
     """A permutation of all ids per epoch, cut into global batches; the tail that fills no batch waits for other epochs.
 
     With `shard_sizes` (samples per shard, in id order) and `window` the shuffle is local, for shards that are fetched
-    from afar: shards are permuted, then samples within each run of `window` shards, so an epoch visits a shard once.
+    from afar: shards are permuted, then samples within each run of `window` shards, so an epoch visits a shard once. A
+    batch is sorted by shard, so that the parts of different ranks come from different shards as far as possible, and N
+    machines do not fetch every shard N times.
 
     Raises UserError if the set is smaller than one global batch.
     """
@@ -110,6 +112,7 @@ class Order:
             rows, first, last = which == window, int(edges[window]), int(edges[window + 1])
             inner = permute(positions[rows] - first, last - first, fold(self.seed, epoch, 2, int(window)))
             shuffled[rows] = first + inner
+        shuffled.sort()
         visit = np.searchsorted(ends, shuffled, side="right")
         return starts[order[visit]] + shuffled - (ends[visit] - sizes[order[visit]])
 

@@ -1,33 +1,50 @@
-"""Encoded bytes of samples, straight out of memory-mapped shards: no copy, no decoding, no state.
+"""Bytes of samples, straight out of memory-mapped shards: no copy, no decoding, no state.
 
-In: sample ids. Out: one uint8 view per id. A shard is mapped when it is first needed and stays mapped; the pages are
-the operating system's, shared by all processes of a machine.
+In: sample ids. Out: one uint8 view per id: the encoded image, or of raw pixels the rows that a window covers. A shard
+is mapped when it is first needed; the pages are the operating system's, shared by all processes of a machine. Remote
+shards are mapped from the cache, which keeps a shard as long as it is mapped.
 """
 
 import errno
 import mmap
 import resource
+from typing import BinaryIO
 
 import numpy as np
 
+from pipeline.data.cache import Cache
 from pipeline.data.index import Index
+from pipeline.data.windows import Windows
 from pipeline.errors import UserError
 
 
 class Reader:
-    """Opens shards of `index` on demand. Views stay valid as long as the reader lives."""
+    """Opens shards of `index` on demand; `cache` keeps remote ones. Views stay valid while they are held."""
 
-    def __init__(self, index: Index):
+    def __init__(self, index: Index, cache: Cache | None = None):
         self.index = index
+        self.cache = cache
         self._shards: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
         _allow_open_files(len(index.shards))
 
     def read(self, ids: np.ndarray) -> list[np.ndarray]:
-        """The encoded images of `ids`, each a read-only uint8 view into its shard."""
-        index = self.index
-        rows = zip(index.shard[ids].tolist(), index.offset[ids].tolist(), index.size[ids].tolist(), strict=True)
+        """The encoded images of `ids`, each a read-only uint8 view [size] into its shard."""
+        return self._views(ids, self.index.offset[ids], self.index.size[ids])
+
+    def read_rows(self, ids: np.ndarray, windows: Windows) -> list[np.ndarray]:
+        """Of raw images, the rows that the windows cover: uint8 views [window height, image width, 3]."""
+        widths = self.index.width[ids]
+        row = 3 * widths.astype(np.int64)
+        views = self._views(ids, self.index.offset[ids] + windows.top * row, windows.height * row)
+        shapes = zip(windows.height.tolist(), widths.tolist(), strict=True)
+        return [view.reshape(height, width, 3) for view, (height, width) in zip(views, shapes, strict=True)]
+
+    def _views(self, ids: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        shards = self.index.shard[ids]
+        if self.cache is not None:  # give back what this batch does not need; views that are still held keep theirs
+            self._shards = {shard: self._shards[shard] for shard in set(shards.tolist()) & self._shards.keys()}
         views = []
-        for shard, offset, size in rows:
+        for shard, offset, size in zip(shards.tolist(), offsets.tolist(), sizes.tolist(), strict=True):
             mapped, view = self._map(shard)
             # Fetch it whole and ahead of the decoder: a page at a time, cold photos came 9 times slower (530 a second).
             begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
@@ -37,22 +54,30 @@ class Reader:
 
     def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
         if shard not in self._shards:
-            path = self.index.shard_path(shard)
+            where = self.index.location(shard)
             try:
-                with open(path, "rb") as file:
+                with self._open(shard) as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
                 if error.errno == errno.EMFILE:
                     raise UserError(
-                        f"{path} cannot be opened: each of the {len(self.index.shards)} shards needs an open file, and "
-                        f"this process may not have more. Raise the limit: ulimit -Hn, ulimit -n"
+                        f"{where} cannot be opened: each of the {len(self.index.shards)} shards needs an open file, "
+                        f"and this process may not have more. Raise the limit: ulimit -Hn, ulimit -n"
                     ) from None
                 raise UserError(
-                    f"{path} cannot be opened ({error.strerror}), though it was there at the start"
+                    f"{where} cannot be opened ({error.strerror}), though it was there at the start"
                 ) from None
             mapped.madvise(mmap.MADV_RANDOM)
             self._shards[shard] = mapped, np.frombuffer(mapped, np.uint8)
         return self._shards[shard]
+
+    def _open(self, shard: int) -> BinaryIO:
+        if self.cache is None:
+            return open(self.index.location(shard), "rb")
+        facts = self.index.shards[shard]
+        file = self.cache.open(self.index.location(shard), facts.size, facts.sha256)
+        assert file is not None  # only fetching ahead goes without
+        return file
 
 
 def _allow_open_files(num_shards: int) -> None:

@@ -1,13 +1,14 @@
 """Reading a WebDataset tar to know what is in it: the rows of the index.
 
-In: one .tar of samples (`key.jpg`, `key.cls`, perhaps others). Out: its `Shard` entry and its columns. Only headers are
-read, of the tar and of each image, and once the whole file for its checksum.
+In: one .tar of samples (`key.jpg` or `key.npy`, `key.cls`, perhaps others). Out: its `Shard` entry and its columns.
+Only headers are read, of the tar and of each image, and once the whole file for its checksum.
 """
 
 import io
 import os
 import re
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.data.index import COLUMNS, Shard, file_sha256
@@ -15,22 +16,43 @@ from pipeline.errors import UserError
 
 MAX_LABEL = 10_000_000  # without --classes, each label up to the largest becomes a class
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+RAW_EXTENSION = "npy"  # uint8 pixels [height, width, 3], which WebDataset's decoder reads too
+
+# What is told of a problem: the shard's path, the key ("" for the tar itself), one word for its kind, the message.
+Problem = Callable[[Path, str, str, str], None]
+Components = dict[str, tuple[int, int]]  # extension -> (offset, size) in the tar
+Sample = Callable[[str, Components], None]  # is told of every sample's key and files, those with problems too
 
 
-def scan_shard(path: Path, name: str | None = None) -> tuple[Shard, dict[str, list]]:
+def refuse(path: Path, key: str, kind: str, message: str) -> None:
+    """The first problem ends the scan."""
+    raise UserError(f"{path}: {message}")
+
+
+def scan_shard(
+    path: Path, name: str | None = None, problem: Problem = refuse, sample: Sample = lambda key, components: None
+) -> tuple[Shard, dict[str, list]]:
     """Read one tar's members: its `Shard` entry, and a list for each column but `shard`.
 
-    Raises UserError, naming shard and key, for a truncated tar, a sample without image or label, a label that is no
-    number, a key that comes twice, an image whose header cannot be read.
+    `problem` is told of a truncated tar, a sample without image or label, a label that is no number, a key that comes
+    twice, an image whose header cannot be read, raw pixels among encoded images. By default it raises UserError, naming
+    shard and key; if it returns, the sample is left out.
     """
     columns: dict[str, list] = {column: [] for column in COLUMNS if column != "shard"}
+    forms: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar, open(path, "rb") as raw:
-            for key, components in _samples(tar, path):
-                _append(columns, path, key, components, raw)
+            for key, components in _samples(tar, path, problem):
+                sample(key, components)
+                row = _row(path, key, components, raw, forms, problem)
+                for column, value in row.items():
+                    columns[column].append(value)
+            if os.pread(raw.fileno(), tarfile.BLOCKSIZE, tar.offset).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {tar.offset:,}")  # where tarfile itself ends in silence
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} is no readable tar: {error}. Fetch or make this shard again") from None
-    shard = Shard(name or path.name, path.stat().st_size, file_sha256(path), len(columns["key"]))
+        problem(path, "", "truncated", f"no readable tar: {error}. Fetch or make this shard again")
+    form = "raw" if forms == {"raw"} else "encoded"
+    shard = Shard(name or path.name, path.stat().st_size, file_sha256(path), len(columns["key"]), form)
     return shard, columns
 
 
@@ -38,62 +60,102 @@ def scan_shard(path: Path, name: str | None = None) -> tuple[Shard, dict[str, li
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
-def _samples(tar: tarfile.TarFile, path: Path):
+def _samples(tar: tarfile.TarFile, path: Path, problem: Problem) -> Iterator[tuple[str, Components]]:
     seen: set[str] = set()
     key: str | None = None
-    components: dict[str, tuple[int, int]] = {}
+    components: Components = {}
     for member in tar:
         if not member.name.isprintable():
-            raise UserError(f"{path}: the name {member.name!r} is no UTF-8, or not printable. Make this shard again")
+            problem(path, "", "name", f"the name {member.name!r} is no UTF-8, or not printable. Make this shard again")
+            continue
         match = _KEY_AND_EXTENSION.match(member.name)
         if not member.isfile() or not match:
             continue
         if match[1] != key:
-            if key is not None:
-                yield key, components
-            key, components = match[1], {}
-            if key in seen:
-                raise UserError(f"{path}: the key '{key}' comes twice. Keys must be unique, and a key's files together")
-            seen.add(key)
+            if components:
+                yield str(key), components
+            key, components = str(match[1]), {}
+            if match[1] in seen:
+                problem(
+                    path,
+                    match[1],
+                    "duplicate",
+                    f"the key '{key}' comes twice. Keys must be unique, a key's files together",
+                )
+            seen.add(match[1])
         extension = match[2].lower()
         if extension in components:
-            raise UserError(f"{path}: '{member.name}' comes twice. Make this shard again")
+            problem(path, match[1], "duplicate", f"'{member.name}' comes twice. Make this shard again")
+            continue
         components[extension] = (member.offset_data, member.size)
-    if key is not None:
-        yield key, components
+    if components:
+        yield str(key), components
 
 
-def _append(columns: dict[str, list], path: Path, key: str, components: dict[str, tuple[int, int]], raw) -> None:
-    image = next((components[extension] for extension in IMAGE_EXTENSIONS if extension in components), None)
-    if image is None:
-        raise UserError(
-            f"{path}: sample '{key}' has no image ({', '.join(IMAGE_EXTENSIONS)}), only {sorted(components)}"
-        )
+def _row(path: Path, key: str, components: Components, raw, forms: set[str], problem: Problem) -> dict[str, object]:
+    """The sample's row of the index; empty if it has a problem."""
+    extension = next((name for name in (*IMAGE_EXTENSIONS, RAW_EXTENSION) if name in components), None)
+    if extension is None:
+        known = ", ".join((*IMAGE_EXTENSIONS, RAW_EXTENSION))
+        problem(path, key, "missing", f"sample '{key}' has no image ({known}), only {sorted(components)}")
+        return {}
     if "cls" not in components:
-        raise UserError(
-            f"{path}: sample '{key}' has no label: '{key}.cls' is missing. Only {sorted(components)} are there"
-        )
+        there = f"'{key}.cls' is missing. Only {sorted(components)} are there"
+        problem(path, key, "missing", f"sample '{key}' has no label: {there}")
+        return {}
     text = os.pread(raw.fileno(), components["cls"][1], components["cls"][0])
     try:
         label = int(text)
     except ValueError:
-        raise UserError(f"{path}: '{key}.cls' holds {text[:40]!r}, not a decimal class number") from None
+        problem(path, key, "label", f"'{key}.cls' holds {text[:40]!r}, not a decimal class number")
+        return {}
     if label > MAX_LABEL:
-        raise UserError(f"{path}: '{key}.cls' holds {label}, more than any class list has. Mend this shard")
-    offset, size = image
-    width, height = image_size(os.pread(raw.fileno(), size, offset), f"{path}: sample '{key}'")
-    row = {"offset": offset, "size": size, "label": label, "height": height, "width": width, "key": key.encode()}
-    for name, value in row.items():
-        columns[name].append(value)
+        problem(path, key, "label", f"'{key}.cls' holds {label}, more than any class list has. Mend this shard")
+        return {}
+    offset, size = components[extension]
+    form = "raw" if extension == RAW_EXTENSION else "encoded"
+    if form not in forms and forms:
+        problem(path, key, "mixed", f"sample '{key}' is {form}, those before are not. Make shards of one form")
+        return {}
+    try:
+        if form == "raw":
+            header, width, height = raw_size(os.pread(raw.fileno(), min(size, 256), offset), size)
+            offset, size = offset + header, size - header
+        else:
+            width, height = image_size(os.pread(raw.fileno(), size, offset))
+    except ValueError as error:
+        leave = "Leave it out and make this shard again"
+        problem(path, key, "undecodable", f"sample '{key}': its image cannot be read ({error}). {leave}")
+        return {}
+    forms.add(form)
+    return {"offset": offset, "size": size, "label": label, "height": height, "width": width, "key": key.encode()}
 
 
-def image_size(encoded: bytes, where: str) -> tuple[int, int]:
-    """(width, height) in pixels, from the header alone. Raises UserError starting with `where`."""
+def image_size(encoded: bytes) -> tuple[int, int]:
+    """(width, height) in pixels, from the header alone. Raises ValueError with the reason."""
     from PIL import Image
 
     try:
         return Image.open(io.BytesIO(encoded)).size
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{where}: its image cannot be read ({error}). Leave it out and make this shard again"
-        ) from None
+        raise ValueError(re.sub(r"\s*<.*?>", "", str(error))) from None  # an address would differ in each run
+
+
+def raw_size(start: bytes, size: int) -> tuple[int, int, int]:
+    """(bytes before the pixels, width, height) of a .npy member of `size` bytes that begins with `start`.
+
+    Raises ValueError unless it holds uint8 pixels [height, width, 3] in rows.
+    """
+    from numpy.lib import format as npy
+
+    stream = io.BytesIO(start)
+    version = npy.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"a .npy of version {version}")
+    shape, by_columns, dtype = npy.read_array_header_1_0(stream)
+    if dtype != "uint8" or by_columns or len(shape) != 3 or shape[2] != 3:
+        raise ValueError(f"{dtype} {list(shape)}, not uint8 [height, width, 3]")
+    height, width, _ = shape
+    if stream.tell() + height * width * 3 != size or not height * width:
+        raise ValueError(f"{size} bytes do not hold {height} x {width} pixels")
+    return stream.tell(), width, height

@@ -22,9 +22,9 @@ from pipeline.errors import UserError
 from pipeline.packing import draft, sets, sources
 from pipeline.packing.photo import rgb_statistics
 from pipeline.packing.shard import PackJob, ScanJob, finished, read_record, work
-from pipeline.packing.workers import run
+from pipeline.workers import run
 
-VERSION = 1
+VERSION = 2
 SHARD_IMAGES = 1000
 QUALITY = 90
 
@@ -44,6 +44,7 @@ class Options:
     shard_images: int | None = None
     short_side: int | None = None  # pixels
     quality: int | None = None  # of JPEG, 1..100
+    raw: int | None = None  # side in pixels of the square of raw pixels
 
     def __post_init__(self) -> None:
         if self.holdout is not None and not 0 < self.holdout < 1:
@@ -52,6 +53,12 @@ class Options:
             raise UserError(f"--shard-images {self.shard_images}: give 1 or more, such as {SHARD_IMAGES}")
         if self.short_side is not None and self.short_side < 1:
             raise UserError(f"--short-side {self.short_side}: give pixels, such as 512")
+        if self.raw is not None and self.raw < 1:
+            raise UserError(f"--raw {self.raw}: give pixels, such as 256")
+        if self.raw is not None and (self.short_side is not None or self.quality is not None):
+            raise UserError(
+                "--raw stores pixels of its own size: --short-side and --quality do nothing. Leave them out"
+            )
         if self.quality is not None and (not 1 <= self.quality <= 100 or self.short_side is None):
             raise UserError(
                 f"--quality {self.quality}: give 1..100, with --short-side; without it bytes stay as they are"
@@ -110,7 +117,7 @@ def pack(
 
 def _check_options(found: sources.Found, options: Options) -> None:
     if found.kind == sources.SHARDS:
-        for name in ("holdout", "shard_images", "short_side", "val_labels"):
+        for name in ("holdout", "shard_images", "short_side", "raw", "val_labels"):
             if getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} does nothing for shards that exist: they stay as they are. Leave it out")
@@ -151,6 +158,7 @@ def _pack_jobs(found: sources.Found, contents: sets.Sets, options: Options, part
                 statistics=name == "train",
                 short_side=options.short_side,
                 quality=options.quality or QUALITY,
+                raw_px=options.raw,
             )
             for number, start in enumerate(range(0, len(keyed), per_shard))
         ]

@@ -19,11 +19,15 @@ class Rejected(Exception):
     """This file is left out; the text is the reason that rejected.tsv gives."""
 
 
-def prepare(encoded: bytes, short_side: int | None, quality: int) -> tuple[bytes, str, "np.ndarray"]:
+def prepare(
+    encoded: bytes, short_side: int | None, quality: int, raw_px: int | None = None
+) -> tuple[bytes, str, "np.ndarray"]:
     """(bytes to store, extension, pixels as uint8 H x W x 3) of an encoded image, fully decoded.
 
     JPEG, PNG and WebP keep their bytes; other formats become PNG without loss. With `short_side` (pixels), larger
-    images become JPEG of that size. The EXIF orientation is not applied, as in torchvision's ImageFolder.
+    images become JPEG of that size. With `raw_px`, every image becomes pixels (.npy): its short side is scaled to
+    `raw_px` and the central square is kept (Krizhevsky et al. 2012, section 2). The EXIF orientation is not applied, as
+    in torchvision's ImageFolder.
 
     Raises Rejected with the reason.
     """
@@ -36,6 +40,9 @@ def prepare(encoded: bytes, short_side: int | None, quality: int) -> tuple[bytes
             if image.format == "PNG" and _PNG_END not in encoded:
                 raise Rejected("cannot be decoded: the PNG's end is missing")  # Pillow forgives that, DALI fails
             rgb = _eight_bit(image)
+            if raw_px:
+                pixels = _central_square(rgb, raw_px)
+                return _npy(pixels), "npy", pixels
             if short_side and min(rgb.size) > short_side:
                 rgb = rgb.resize(_resized(rgb.size, short_side), Image.Resampling.BICUBIC)
                 encoded, extension = _encode(rgb, "JPEG", quality=quality), "jpg"
@@ -72,6 +79,24 @@ def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
     short, long = sorted(size)
     longer = int(short_side * long / short)  # rounds as torchvision's Resize does
     return (short_side, longer) if size[0] <= size[1] else (longer, short_side)
+
+
+def _central_square(image: Any, px: int) -> "np.ndarray":
+    import numpy as np
+    from PIL import Image
+
+    width, height = _resized(image.size, px)
+    left, top = (width - px) // 2, (height - px) // 2
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(resized.crop((left, top, left + px, top + px)))
+
+
+def _npy(pixels: "np.ndarray") -> bytes:
+    import numpy as np
+
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, pixels, version=(1, 0))
+    return stream.getvalue()
 
 
 def _encode(image: Any, format_name: str, **options) -> bytes:

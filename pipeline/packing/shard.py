@@ -17,14 +17,14 @@ from pipeline.data.scan import scan_shard
 from pipeline.errors import UserError
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare
 from pipeline.packing.sets import Source
-from pipeline.packing.workers import tick
+from pipeline.workers import tick
 
 MAX_BYTES = 1 << 28  # a larger file is no photo; do not read a film into memory to find that out
 
 
 @dataclass(frozen=True)
 class PackJob:
-    """Write `members` (key, label, source) to `tar`; `short_side` (pixels) and `quality` as in `photo.prepare`."""
+    """Write `members` (key, label, source) to `tar`; `short_side`, `raw_px` and `quality` as in `photo.prepare`."""
 
     root: Path
     tar: Path
@@ -33,6 +33,7 @@ class PackJob:
     statistics: bool
     short_side: int | None
     quality: int
+    raw_px: int | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -45,7 +46,8 @@ class PackJob:
             for key, label, source in self.members:
                 tick(1)
                 try:
-                    encoded, extension, pixels = prepare(_read(self.root, source), self.short_side, self.quality)
+                    content = _read(self.root, source)
+                    encoded, extension, pixels = prepare(content, self.short_side, self.quality, self.raw_px)
                 except Rejected as reason:
                     rejected.append((source.name, str(reason)))
                     continue

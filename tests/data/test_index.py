@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ def test_rows_point_at_the_encoded_images_and_their_labels(photos):
     assert loaded.num_samples == len(loaded) == 50
     assert loaded.classes == tuple(f"class-{label}" for label in range(5))
     for sample in range(50):
-        with tarfile.open(loaded.shard_path(loaded.shard[sample])) as tar:
+        with tarfile.open(loaded.location(loaded.shard[sample])) as tar:
             encoded = tar.extractfile(loaded.key_of(sample) + ".jpg").read()
             label = int(tar.extractfile(loaded.key_of(sample) + ".cls").read())
-        raw = loaded.shard_path(loaded.shard[sample]).read_bytes()
+        raw = Path(loaded.location(loaded.shard[sample])).read_bytes()
         assert raw[loaded.offset[sample] :][: loaded.size[sample]] == encoded
         assert loaded.label[sample] == label
         assert (loaded.width[sample], loaded.height[sample]) == Image.open(io.BytesIO(encoded)).size

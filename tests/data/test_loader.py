@@ -1,16 +1,23 @@
 """The batches of a step are a function of data set, config, seed and step: of nothing else."""
 
 import hashlib
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as trials
+from hypothesis import strategies as st
 
 from pipeline.config import Data
 from pipeline.data.index import load
-from pipeline.data.loader import decodes_on_gpu, eval_batches, order_of, train_batches
+from pipeline.data.loader import decodes_on_gpu, eval_batches, order_of, train_batches, train_requests
+from pipeline.data.order import rank_part
+from pipeline.data.source import Source
 from pipeline.errors import UserError
 from pipeline.runtime import Place
+from tests.conftest import write_set
 
 CPU = torch.device("cpu")
 RECIPES = {
@@ -24,7 +31,7 @@ def settings(**options) -> Data:
     return Data(crop_px=32, resize_px=36, threads=1, **options)
 
 
-def steps_of(folder, data: Data, first: int, last: int, world: int = 1, micro_steps: int = 1):
+def steps_of(folder, data: Data, first: int, last: int, world: int = 1, micro_steps: int = 1, run=None):
     """{step: (ids, labels, SHA-256 of each image)} of whole global batches of 12, gathered over simulated ranks."""
     index = load(folder)
     order = order_of(index, data, 12, seed=7)
@@ -39,6 +46,7 @@ def steps_of(folder, data: Data, first: int, last: int, world: int = 1, micro_st
             micro_steps=micro_steps,
             first_step=first,
             last_step=last,
+            run=run,
         )
         for rank in range(world)
     ]
@@ -53,14 +61,91 @@ def steps_of(folder, data: Data, first: int, last: int, world: int = 1, micro_st
     return seen
 
 
+@pytest.fixture(scope="module")
+def sets(photos, tmp_path_factory):
+    """The same 50 photos in each storage form."""
+    return {"encoded": photos, "raw": write_set(tmp_path_factory.mktemp("raw") / "train", 50, raw=True)}
+
+
+@pytest.mark.parametrize("form", ["encoded", "raw"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_any_number_of_ranks_sees_the_same_ids_labels_and_pixels(photos, recipe):
-    data = settings(**RECIPES[recipe])
+def test_any_number_of_ranks_sees_the_same_ids_labels_and_pixels(sets, form, recipe):
+    photos, data = sets[form], settings(**RECIPES[recipe])
     alone = steps_of(photos, data, 0, 20)
     assert steps_of(photos, data, 0, 20, world=2) == alone
     assert steps_of(photos, data, 0, 20, world=3) == alone
     assert steps_of(photos, data, 0, 20, world=2, micro_steps=3) == alone
     assert len({tuple(ids) for ids, _, _ in alone.values()}) == 20
+
+
+@st.composite
+def schedules(draw) -> list[tuple[int, int, int]]:
+    """(steps, world, micro_steps) of each leg of a run that is stopped and goes on elsewhere."""
+    legs = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 8)), min_size=1, max_size=5))
+    share = [840 // world for _, world in legs]  # 840 divides among 1 to 8 ranks
+    return [
+        (steps, world, draw(st.sampled_from(_divisors(rows)))) for (steps, world), rows in zip(legs, share, strict=True)
+    ]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, 13) if number % n == 0]
+
+
+@trials(max_examples=30)
+@given(
+    form=st.sampled_from(["encoded", "raw"]),
+    options=st.fixed_dictionaries(
+        {
+            "recipe": st.sampled_from(["alexnet", "vgg", "inception"]),
+            "shuffle": st.sampled_from(["global", "windowed"]),
+            "window_shards": st.integers(1, 4),
+            "pca_std": st.sampled_from([0.0, 0.1]),
+        }
+    ),
+    seed=st.integers(0, 2**31 - 1),
+    legs=schedules(),
+)
+def test_any_legs_over_any_worlds_ask_for_what_one_rank_would(big_sets, form, options, seed, legs):
+    """Ids, labels, bytes and windows of every step, for every storage form, order and recipe."""
+    index, data = load(big_sets[form]), settings(scale_px=(36, 64), **options)
+    order = order_of(index, data, 840, seed)
+    start = 0
+    for num_steps, world, micro_steps in legs:
+        steps = range(start, start + num_steps)
+        ranks = [asked(index, data, order, seed, steps, rank, world, micro_steps) for rank in range(world)]
+        assert np.array_equal(np.concatenate(ranks, axis=1), asked(index, data, order, seed, steps, 0, 1, 1))
+        start += num_steps
+
+
+@given(shuffle=st.sampled_from(["global", "windowed"]), epoch=st.integers(0, 50), batch=st.integers(1, 50))
+def test_every_id_once_an_epoch_less_the_tail(photos, shuffle, epoch, batch):
+    index, data = load(photos), settings(shuffle=shuffle, window_shards=2)
+    order = order_of(index, data, batch, seed=3)
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    ids = asked(index, data, order, 3, steps, 0, 1, 1)[:, :, 0].ravel()
+    assert len(ids) == len(set(ids.tolist())) == 50 // batch * batch
+
+
+def asked(index, data, order, seed, steps, rank, world, micro_steps) -> np.ndarray:
+    """What a rank asks its decoder for: id, label, window, flip, checksum of the bytes, colour: [steps, rows, 11]."""
+    source = Source(index, data, steps, lambda step: rank_part(order.batch(step), rank, world))
+    rows = []
+    for request in train_requests(source, data, order, seed, micro_steps):
+        seen = request.windows
+        sums = [zlib.crc32(image) for image in request.images]
+        columns = [request.ids, request.labels, seen.top, seen.left, seen.height, seen.width, seen.flip, sums]
+        rows.append(np.column_stack([*columns, seen.colour.astype(np.float64)]))
+    return np.concatenate(rows).reshape(len(steps), -1, 11)
+
+
+@pytest.fixture(scope="module")
+def big_sets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("big")
+    return {
+        form: write_set(root / form, 900, num_shards=7, size_px=(8, 20), raw=form == "raw")
+        for form in ("encoded", "raw")
+    }
 
 
 def test_stopping_at_step_7_and_going_on_with_other_ranks_changes_nothing(photos):

@@ -60,16 +60,30 @@ def test_windowed_order_is_a_permutation(sizes, window, seed, epoch):
     total = sum(sizes)
     ids = Order(total, total, seed, np.array(sizes), window).batch(epoch)
     assert sorted(ids.tolist()) == list(range(total))
-    one_by_one = Order(total, 1, seed, np.array(sizes), window)
-    assert one_by_one.batch(epoch * total + total // 2)[0] == ids[total // 2]
+    for size in {1, max(1, total // 3)}:  # the same samples in the same steps, however a batch is asked for
+        order = Order(total, size, seed, np.array(sizes), window)
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        batches = np.concatenate([order.batch(step) for step in steps])
+        assert len(set(batches.tolist())) == len(batches) == total // size * size
+
+
+def test_ranks_of_a_windowed_batch_read_different_shards():
+    """So that each machine fetches its share of the shards, and not every machine all of them."""
+    sizes, batch, world = np.full(64, 100), 256, 8
+    order = Order(6400, batch, 0, sizes, window=16)
+    shards = [set() for _ in range(world)]
+    for step in range(order.steps_per_epoch):
+        for rank in range(world):
+            shards[rank] |= set((rank_part(order.batch(step), rank, world) // 100).tolist())
+    assert sum(map(len, shards)) < 4 * 64 < world * 64
 
 
 @given(sizes=shard_sizes(), window=st.integers(1, 15), seed=st.integers(0, 99))
 def test_windowed_order_visits_each_run_of_shards_once(sizes, window, seed):
     total = sum(sizes)
-    order = Order(total, total, seed, np.array(sizes), window)
+    order = Order(total, 1, seed, np.array(sizes), window)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
-    visits = shard_of[order.batch(0)].tolist()
+    visits = shard_of[np.concatenate([order.batch(step) for step in range(total)])].tolist()
     open_at = sorted(visits.index(shard) for shard in range(len(sizes)))
     for shard in range(len(sizes)):
         last = len(visits) - 1 - visits[::-1].index(shard)

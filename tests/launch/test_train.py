@@ -296,3 +296,14 @@ def test_check_refuses_what_the_network_refuses(photos, tmp_path, words, told):
     )
     assert said.returncode == 2
     assert told in said.stderr
+
+
+def test_a_second_job_in_the_run_folder_is_refused(config, tmp_path):
+    import fcntl
+
+    run = tmp_path / "run"
+    run.mkdir()
+    with open(run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert f"another job trains in {run} now" in refused(train(config, f"run={run}"))
+    assert sorted(path.name for path in run.iterdir()) == [".lock"]

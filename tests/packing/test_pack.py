@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from launch import pack as command
+from pipeline import workers
 from pipeline.data import index
-from pipeline.packing import draft, workers
+from pipeline.packing import draft
 from pipeline.packing import pack as packing
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare, rgb_statistics
 
@@ -66,7 +67,7 @@ def stored(folder: Path) -> dict[str, tuple[bytes, int]]:
     loaded = index.load(folder)
     found = {}
     for sample in range(len(loaded)):
-        content = loaded.shard_path(loaded.shard[sample]).read_bytes()
+        content = Path(loaded.location(loaded.shard[sample])).read_bytes()
         start, size = int(loaded.offset[sample]), int(loaded.size[sample])
         found[loaded.key_of(sample)] = (content[start : start + size], int(loaded.label[sample]))
     return found
@@ -436,7 +437,7 @@ class TestExistingShards:
         assert "x-train-0.tar: sample 'x-train-0_a' has label 2, outside 0..1" in error
         assert "--short-side does nothing" in refused(capsys, folder, tmp_path / "out", "--short-side", 64)
         (folder / "x-train-2.tar").write_bytes((folder / "x-train-0.tar").read_bytes()[:1500])
-        assert "x-train-2.tar is no readable tar" in refused(capsys, folder, tmp_path / "new")
+        assert "x-train-2.tar: no readable tar" in refused(capsys, folder, tmp_path / "new")
         negative = self.shards(tmp_path / "negative", label=-1)
         assert "has label -1" in refused(capsys, negative, tmp_path / "new")
 

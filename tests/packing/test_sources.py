@@ -226,7 +226,7 @@ class TestImageNet:
             assert len(loaded) == num_samples
             for sample in range(num_samples):
                 assert loaded.key_of(sample).startswith(SYNSETS[loaded.label[sample]])
-                content = loaded.shard_path(loaded.shard[sample]).read_bytes()[loaded.offset[sample] :]
+                content = Path(loaded.location(loaded.shard[sample])).read_bytes()[loaded.offset[sample] :]
                 red = Image.open(io.BytesIO(content[: loaded.size[sample]])).getpixel((5, 5))[0]
                 assert abs(red - 80 * loaded.label[sample]) < 12
 

@@ -1,0 +1,109 @@
+"""Look at every sample of a set of shards and say what is wrong with it, before a run finds out.
+
+    python -m launch.lint data/photos/train                  # a packed set: its index is checked too
+    python -m launch.lint 'wds/imagenet1k-train-*.tar'       # plain WebDataset shards, before they are indexed
+    python -m launch.lint data/photos/train --forget         # after mending: empty the quarantine of what is fine now
+
+Every image is decoded as training decodes it. Results go to lint.html (to read) and lint.json (for programs); images
+that cannot be decoded also go to quarantine.tsv, whose rows training leaves out. Exit code: 0 without errors (warnings
+do not count), 1 with errors, 2 for a mistake in the command.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from launch.command import is_told
+from launch.progress import meter
+from pipeline.errors import EXIT_CODE, UserError
+
+CLEAN, ERRORS = 0, 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if args.workers < 1:
+            raise UserError(f"--workers {args.workers}: give 1 or more")
+        from pipeline.linting.lint import lint
+
+        for number in before:  # not sooner: NumPy's import makes an ImportError of an interrupt
+            signal.signal(number, _interrupt)
+        start_s = time.monotonic()
+        linted = lint(args.shards, args.out, args.workers, meter, args.forget)
+        wall_s = time.monotonic() - start_s
+    except (UserError, OSError) as error:
+        if not is_told(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    except KeyboardInterrupt as interrupted:
+        print("interrupted: run the same command again, it starts afresh", file=sys.stderr)
+        return 128 + int(interrupted.args[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    _report(linted, wall_s, args.workers)
+    return ERRORS if linted.report["counts"]["error"] else CLEAN
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.lint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "shards", metavar="SHARDS", help="a packed set's folder, a folder of .tar shards, a .tar, a glob"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the results (default: beside the set's shards)")
+    parser.add_argument("--forget", action="store_true", help="remove quarantined images that are fine now")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=cores, help=f"processes (default: all cores, {cores})")
+    return parser
+
+
+def _interrupt(number: int, _: Any) -> None:
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_IGN)  # the workers are stopping already
+    raise KeyboardInterrupt(number)
+
+
+def _report(linted: Any, wall_s: float, workers: int) -> None:
+    from pipeline.data.index import QUARANTINE
+    from pipeline.linting.findings import KINDS
+    from pipeline.linting.lint import PAGE
+    from pipeline.linting.page import verdict, where
+
+    report, folder = linted.report, linted.folder
+    images = report["num_images"]
+    print(f"{images:,} images in {wall_s:.1f} s: {images / wall_s:.0f} images/s with {workers} processes")
+    print(f"{verdict(report)}, {report['source']}")
+    example: dict[str, str] = {}
+    for finding in report["findings"]:
+        example.setdefault(finding["kind"], where(finding))
+    for kind, facts in report["kinds"].items():
+        print(f"  {facts['severity']:<8}{facts['count']:>9,}  {facts['title']}")
+        print(f"{'':21}e.g. {example[kind]}")
+    if linted.num_quarantined:
+        print(f"{linted.num_quarantined:,} images that cannot be decoded were added to {folder / QUARANTINE}")
+        if not linted.is_packed or folder.resolve() != linted.home.resolve():
+            print("training reads the quarantine.tsv beside a packed set's manifest.json: copy it there")
+    if linted.num_forgotten:
+        print(f"{linted.num_forgotten:,} entries that are fine now were removed from {folder / QUARANTINE}")
+    print(f"page: {folder / PAGE}")
+    worst = next(iter(report["kinds"]), None)
+    if worst and KINDS[worst].severity == "error":
+        print(f"next: {KINDS[worst].action}")
+    elif linted.is_packed:
+        print(f"next: train on it: data.train={shlex.quote(report['source'])}")
+    else:
+        print(f"next: {shlex.join(['python', '-m', 'launch.pack', report['source'], 'OUT'])}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

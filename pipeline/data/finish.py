@@ -1,0 +1,109 @@
+"""The last step on a CPU: uint8 windows to what the network sees, on a few threads of torch.
+
+In: requests with their windows. Out: float32 images [n, 3, px, px] in channels_last memory, resized with an antialiased
+triangular filter, flipped, colour-shifted, minus the mean, by the deviation. Pixels equal PIL's antialiased BILINEAR
+within one level of 255; on a GPU, DALI does the same, and differs from it in the one or two outermost rows and columns,
+where it repeats the border (up to 10 levels on noise).
+"""
+
+import sys
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pipeline.data.request import Request
+
+CHUNK = 8  # images a task
+
+# Shards are mapped for reading alone, of which torch warns.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+def images_on_cpu(
+    cut: Iterator[tuple[Request, list[np.ndarray]]],
+    *,
+    px: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    threads: int,
+    prefetch: int,
+) -> Iterator[tuple[Request, torch.Tensor]]:
+    """Yield each request with its images; `threads` threads work on the next `prefetch` ones meanwhile.
+
+    Images stay valid as long as the caller holds them.
+    """
+    buffers = _Buffers()
+    scale = 1 / (255 * np.asarray(std, np.float32))
+    ahead: deque[tuple[Request, np.ndarray, list[Future]]] = deque()
+    with _pool(threads) as pool:
+        for request, windows in cut:
+            images = buffers.take((len(windows), px, px, 3))
+            offset = (request.windows.colour - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+            rows = [slice(start, start + CHUNK) for start in range(0, len(windows), CHUNK)]
+            work = [
+                pool.submit(_finish, windows[part], images[part], request.windows.flip[part], scale, offset[part])
+                for part in rows
+            ]
+            ahead.append((request, images, work))
+            if len(ahead) > prefetch:
+                yield _done(*ahead.popleft())
+        while ahead:
+            yield _done(*ahead.popleft())
+
+
+def _done(request: Request, images: np.ndarray, work: list[Future]) -> tuple[Request, torch.Tensor]:
+    for future in work:
+        future.result()
+    return request, torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _finish(
+    windows: list[np.ndarray], images: np.ndarray, flip: np.ndarray, scale: np.ndarray, offset: np.ndarray
+) -> None:
+    """Write the images of some windows: pixel * scale + offset, scale [3] the same for all, offset [n, 3]."""
+    px = images.shape[1]
+    scales = torch.from_numpy(np.tile(scale, px))
+    for number, window in enumerate(windows):
+        pixels = torch.from_numpy(window)
+        if pixels.shape[:2] != (px, px):
+            planes = pixels[None].permute(0, 3, 1, 2)  # in this order, so that torch sees channels_last and keeps it
+            pixels = F.interpolate(planes, size=(px, px), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        if flip[number]:
+            pixels = pixels.flip(1)
+        # Whole rows, since along three colours alone nothing is fast. A tensor made in this thread, since one made in
+        # another's inference mode could not be written to here.
+        rows = torch.from_numpy(images[number].reshape(px, px * 3))
+        rows.copy_(pixels.reshape(px, px * 3))
+        torch.addcmul(torch.from_numpy(offset[number]).repeat(px), rows, scales, out=rows)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch does not start threads of its own for every image."""
+    of_others, all_there = torch.get_num_threads(), Barrier(threads)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    list(pool.map(lambda _: all_there.wait(), range(threads)))
+    torch.set_num_threads(of_others)
+    return pool
+
+
+class _Buffers:
+    """Memory for batches, taken again when nobody holds the batch that was in it.
+
+    Fresh memory costs more than all the work above: the kernel clears each of its pages (BENCHMARKS.md).
+    """
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        for array in self._arrays:
+            if array.shape == shape and sys.getrefcount(array) == 3:  # the list's, the loop's, the call's
+                return array
+        self._arrays.append(np.empty(shape, np.float32))
+        return self._arrays[-1]

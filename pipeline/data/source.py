@@ -1,0 +1,69 @@
+"""Where the images of one pass over a set come from: shards or their cache, filled ahead, without the known bad ones.
+
+In: ids and windows. Out: requests for the decoder.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Data
+from pipeline.data.ahead import Ahead
+from pipeline.data.cache import Cache
+from pipeline.data.index import Index
+from pipeline.data.quarantine import BadImages
+from pipeline.data.reader import Reader
+from pipeline.data.request import Request, shown
+from pipeline.data.windows import Windows
+
+
+class Source:
+    """`needs` gives the ids that this rank reads at each of `steps`; `run` holds the bad_images.tsv of all ranks."""
+
+    def __init__(
+        self,
+        index: Index,
+        data: Data,
+        steps: range,
+        needs: Callable[[int], np.ndarray],
+        run: Path | None = None,
+    ):
+        self.index = index
+        self.steps = steps
+        self.needs = needs
+        self.bad = BadImages(index, data.max_bad_images, run)
+        cache = Cache(data.cache.expanduser(), int(data.cache_gb * 1e9)) if index.is_remote else None
+        self.reader = Reader(index, cache)
+        self.ahead = Ahead(cache, self._remote, self._shards, steps.start, steps.stop) if cache else None
+
+    def _remote(self, shard: int) -> tuple[str, int, str]:
+        facts = self.index.shards[shard]
+        return self.index.location(shard), facts.size, facts.sha256
+
+    def _shards(self, step: int) -> np.ndarray:
+        return np.unique(self.index.shard[shown(self.needs(step))])
+
+    def walk(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Each step with this rank's ids; shards are fetched some way ahead of it."""
+        for step in self.steps:
+            if self.ahead:
+                self.ahead.reached(step)
+            yield step, self.needs(step)
+
+    def request(self, ids: np.ndarray, seen: Windows) -> Request:
+        """Ask for these windows of the images of `ids`; -1 is padding."""
+        samples = shown(ids)
+        labels = np.where(ids < 0, -1, self.index.label[samples]).astype(np.int64)
+        if self.index.is_raw:
+            images = self.reader.read_rows(samples, seen)
+            seen = replace(seen, top=np.zeros_like(seen.top))
+        else:
+            images = self.reader.read(samples)
+        return Request(ids, labels, images, seen).without(self.bad.among(samples))
+
+    def close(self) -> None:
+        """Stop fetching ahead."""
+        if self.ahead:
+            self.ahead.close()

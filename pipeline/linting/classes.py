@@ -1,0 +1,40 @@
+"""How many images each class has.
+
+In: counts by label, the class list if there is one. Out: figures for lint.json, and findings about empty classes.
+"""
+
+from itertools import islice
+from typing import Any
+
+from pipeline.linting.findings import Findings
+
+IMBALANCE = 10  # times as many images in the largest class as in the smallest
+
+
+def balance(counts: dict[int, int], classes: tuple[str, ...] | None, findings: Findings) -> dict[str, Any]:
+    """Without a class list, every label up to the largest is a class, named by its number."""
+    num_classes = len(classes) if classes else max(counts, default=-1) + 1
+    num_empty = num_classes - len(counts)
+    for label in islice((label for label in range(num_classes) if label not in counts), findings.listed):
+        named = f" ('{classes[label]}')" if classes else ""
+        findings.add("empty_class", "", "", f"class {label}{named} has no image")
+    if num_empty > findings.listed:
+        findings.counts["empty_class"] = num_empty
+    listed: list[dict[str, Any]] = [
+        {"label": label, "name": classes[label] if classes else str(label), "count": counts[label]}
+        for label in sorted(counts)
+    ]
+    if not listed:
+        return {"num_classes": num_classes, "num_empty": num_empty, "largest": None, "smallest": None, "counts": []}
+    largest = max(listed, key=lambda one: one["count"])
+    smallest = min(listed, key=lambda one: one["count"])
+    if largest["count"] >= IMBALANCE * smallest["count"]:
+        few, many = (f"'{one['name']}' has {one['count']:,}" for one in (smallest, largest))
+        findings.add("imbalance", "", "", f"{many} images, {few}")
+    return {
+        "num_classes": num_classes,
+        "num_empty": num_empty,
+        "largest": largest,
+        "smallest": smallest,
+        "counts": listed,
+    }

@@ -1,0 +1,163 @@
+"""All shards of a set: examined in parallel, what was found put together and written down.
+
+In: a packed set's folder, or tars without an index. Out: lint.json, lint.html and, for images that cannot be decoded,
+quarantine.tsv. The same set gives the same lint.json, at any number of workers.
+"""
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import quarantine
+from pipeline.data.index import QUARANTINE
+from pipeline.data.quarantine import Entry
+from pipeline.errors import UserError
+from pipeline.linting import page, sizes
+from pipeline.linting.classes import balance
+from pipeline.linting.examine import Job, work
+from pipeline.linting.findings import Finding, Findings
+from pipeline.linting.repeats import Digests
+from pipeline.linting.target import Target, target
+from pipeline.workers import run
+
+VERSION = 1
+JSON, PAGE = "lint.json", "lint.html"
+Report = dict[str, Any]
+Meter = Callable[[int, int, str, str], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True)
+class Linted:
+    """`report` is what lint.json holds; the rest is about this run alone."""
+
+    report: Report
+    folder: Path  # of the results
+    home: Path  # of the set
+    is_packed: bool
+    num_quarantined: int  # entries that are new
+    num_forgotten: int
+
+
+def lint(source: str, out: Path | None, workers: int, meter: Meter, forget: bool = False) -> Linted:
+    """Look at every sample of `source` and write the results to `out` (default: beside the set).
+
+    `forget` removes entries of the quarantine whose images are fine now. Raises UserError for a mistake in the
+    arguments, and for a folder that cannot be written to.
+    """
+    looked_at = target(source)
+    folder = _writable(out or looked_at.home)
+    known = quarantine.read(folder / QUARANTINE)
+    with tempfile.TemporaryDirectory(prefix="tencrop-lint-") as records:
+        jobs = looked_at.jobs(Path(records))
+        _examine(jobs, workers, meter)
+        findings, statistics, bad, unknown = _merge(looked_at, jobs)
+    stale = _stale(known, bad, unknown)
+    for entry in [] if forget else stale:
+        findings.add("stale_quarantine", entry.shard, entry.key, f"'{entry.key}' is quarantined, but it is fine now")
+    if forget and stale:
+        _forget(folder / QUARANTINE, set(stale))
+    new = quarantine.add(folder / QUARANTINE, bad) if bad else []
+    found = findings.as_json()
+    verdict = "errors" if found["counts"]["error"] else "clean"
+    report = {"version": VERSION, "source": source, "verdict": verdict, **statistics, **found}
+    report["quarantine"] = {"undecodable": len(bad), "stale": 0 if forget else len(stale)}
+    _write(folder / PAGE, page.page(report))
+    _write(folder / JSON, json.dumps(report, indent=1) + "\n")
+    return Linted(report, folder, looked_at.home, looked_at.by_image, len(new), len(stale) if forget else 0)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}). Name a folder with --out FOLDER") from None
+
+
+def _examine(jobs: list[Job], workers: int, meter: Meter) -> None:
+    if not jobs:
+        return
+    total, unit = sum(job.size for job in jobs), "images" if jobs[0].by_image else "MB"
+    with meter(total, 0, unit, "linting") as update, closing(run(work, jobs, min(workers, len(jobs)))) as progress:
+        for num_done in progress:
+            update(num_done)
+
+
+def _merge(looked_at: Target, jobs: list[Job]) -> tuple[Findings, Report, list[Entry], set[str]]:
+    """Findings, statistics, the images that cannot be decoded, and the shards that nothing can be said of."""
+    findings = Findings()
+    for name, path in looked_at.missing:
+        findings.add("missing_shard", name, "", f"{path} does not exist")
+    for name in looked_at.damaged:
+        findings.add("index", "", "", f"{name} is not the file that was indexed: its SHA-256 differs")
+    bad: list[Entry] = []
+    unknown = {name for name, _ in looked_at.missing}
+    totals = {"num_images": 0, "num_decodable": 0}
+    of_size = sizes.no_sizes()
+    counts: dict[str, dict[Any, int]] = {"formats": {}, "modes": {}, "labels": {}}
+    form = None
+    for job in jobs:
+        record = json.loads(job.record.with_suffix(".json").read_text())
+        findings.extend([Finding(*finding) for finding in record["findings"]], record["counts"])
+        bad += [_entry(job.name, key, reason) for key, reason in record["quarantine"]]
+        unknown |= set() if record["is_whole"] else {job.name}
+        totals = {name: total + record[name] for name, total in totals.items()}
+        sizes.merge(of_size, record["sizes"])
+        for name, count in counts.items():
+            for value, number in record[name]:
+                count[value] = count.get(value, 0) + number
+        form = form or record["form"]
+        if record["form"] and record["form"] != form:
+            findings.add("mixed", job.name, "", f"holds {record['form']} images, the shards before it do not")
+    if not totals["num_images"]:
+        findings.add("no_samples", "", "", "there is no sample with image and label")
+    Digests([job.name for job in jobs], [job.record for job in jobs]).tell(findings)
+    statistics = {
+        "num_shards": len(jobs) + len(looked_at.missing),
+        **totals,
+        "formats": dict(sorted(counts["formats"].items())),
+        "modes": dict(sorted(counts["modes"].items())),
+        "sizes": sizes.as_json(of_size),
+        "classes": balance(counts["labels"], looked_at.classes, findings),
+    }
+    return findings, statistics, bad, unknown
+
+
+def _entry(shard: str, key: str, reason: str) -> Entry:
+    """As it is read back: on one line."""
+    return Entry(*(" ".join(field.split()) for field in (shard, key, reason)))
+
+
+def _stale(known: list[Entry], bad: list[Entry], unknown: set[str]) -> list[Entry]:
+    """Entries whose image was looked at and is fine, or is no longer in the set."""
+    still = {entry[:2] for entry in bad}
+    return [entry for entry in known if entry[:2] not in still and entry.shard not in unknown]
+
+
+def _forget(path: Path, stale: set[Entry]) -> None:
+    """Remove entries; those that a run adds meanwhile wait for the lock."""
+    with open(path, "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        kept = [entry for entry in quarantine.read(path) if entry not in stale]
+        if kept:
+            _write(path, "".join("\t".join(line) + "\n" for line in [Entry._fields, *kept]))
+        else:
+            path.unlink()
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or, stopped at any time, none of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()

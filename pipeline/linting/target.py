@@ -1,0 +1,87 @@
+"""What is linted: a packed set with its index, or tars that have none.
+
+In: SHARDS as the user gives it. Out: a `Target`: the shards in order, and what the index promises of them.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data import index
+from pipeline.data.index import MANIFEST, Shard
+from pipeline.data.remote import is_remote
+from pipeline.errors import UserError
+from pipeline.linting.examine import Job
+from pipeline.packing import sources
+
+
+@dataclass(frozen=True)
+class Target:
+    """`shards` are (name, path, manifest's entry if any) of those that are there, `missing` are (name, path)."""
+
+    home: Path  # where results go
+    shards: list[tuple[str, Path, Shard | None]]
+    missing: list[tuple[str, Path]]
+    classes: tuple[str, ...] | None
+    damaged: list[str]  # files of the index
+
+    @property
+    def by_image(self) -> bool:
+        """Whether the number of images is known before looking."""
+        return self.classes is not None
+
+    def jobs(self, records: Path) -> list[Job]:
+        """One for each shard; each leaves its record in the folder `records`."""
+        return [
+            Job(
+                tar=path,
+                name=name,
+                size=expected.num_samples if expected else path.stat().st_size >> 20,
+                by_image=self.by_image,
+                record=records / f"{number:06d}",
+                expected=expected,
+                num_classes=len(self.classes) if self.classes else None,
+            )
+            for number, (name, path, expected) in enumerate(self.shards)
+        ]
+
+
+def target(source: str) -> Target:
+    """Recognise SHARDS. Raises UserError: no such thing, a URL, images instead of shards, several sets, no index."""
+    if is_remote(source):
+        raise UserError(f"{source} is remote. Lint the set where it was packed, before uploading it")
+    folder = Path(source)
+    if folder.is_dir() and ((folder / MANIFEST).exists() or any(folder.glob(f"*/{MANIFEST}"))):
+        return _packed(index.load(folder, verify=False))
+    found = sources.find(source)
+    if found.kind != sources.SHARDS:
+        raise UserError(f"{source} is {found.kind}, not shards. Pack it first: python -m launch.pack {source} OUT")
+    if len(found.files) > 1:
+        name = next(iter(found.files))
+        raise UserError(
+            f"{source} holds shards of several sets ({', '.join(found.files)}). Lint one at a time, "
+            f"such as '{found.root}/*{name}*.tar'"
+        )
+    files = [file for listed in found.files.values() for file in listed]
+    return Target(found.root, [(file.name, found.root / file.name, None) for file in files], [], None, [])
+
+
+def _packed(loaded: index.Index) -> Target:
+    if loaded.is_remote:
+        raise UserError(
+            f"{loaded.folder / MANIFEST} points at shards in {loaded.shards_root}. Lint the set where it was packed, "
+            f"before uploading it"
+        )
+    paths = [Path(loaded.location(number)) for number in range(len(loaded.shards))]
+    there = [os.path.lexists(path) for path in paths]
+    entries = list(zip(loaded.shards, paths, there, strict=True))
+    checksums = json.loads((loaded.folder / MANIFEST).read_text()).get("columns", {})
+    columns = {f"index/{name}.npy": checksum for name, checksum in sorted(checksums.items())}
+    return Target(
+        home=loaded.folder,
+        shards=[(shard.name, path, shard) for shard, path, is_there in entries if is_there],
+        missing=[(shard.name, path) for shard, path, is_there in entries if not is_there],
+        classes=loaded.classes,
+        damaged=[name for name, checksum in columns.items() if index.file_sha256(loaded.folder / name) != checksum],
+    )

@@ -1,0 +1,152 @@
+"""A packed set behind a URL trains as the folder does: the same rows and pixels, each shard fetched once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import parse
+from pipeline.data import index
+from pipeline.data.loader import order_of, train_batches
+from pipeline.errors import UserError
+from pipeline.preflight import prepare
+from pipeline.runtime import Place
+from tests.data.test_loader import CPU, settings, steps_of
+from tests.data.test_remote import Store, store  # noqa: F401
+
+
+def put(store: Store, folder: Path, name: str = "set") -> str:  # noqa: F811
+    """Put a packed set there; its URL."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.files[f"{name}/{path.relative_to(folder)}"] = path.read_bytes()
+    return store.url(name)
+
+
+def test_the_index_of_a_url_is_that_of_the_folder(photos, store, tmp_path):  # noqa: F811
+    here, there = index.load(photos), index.load(put(store, photos) + "/", cache=tmp_path)
+    assert there.fingerprint == here.fingerprint
+    assert (there.is_remote, here.is_remote) == (True, False)
+    assert there.location(1) == store.url("set/shard-000001.tar")
+    for name in index.COLUMNS:
+        assert np.array_equal(getattr(here, name), getattr(there, name))
+
+
+def test_columns_are_fetched_once_and_again_when_the_manifest_changes(photos, held_out, store, tmp_path):  # noqa: F811
+    url = put(store, photos)
+    for _ in range(3):
+        index.load(url, cache=tmp_path)
+    assert store.gets["set/index/label.npy"] == 1
+    put(store, held_out)
+    assert index.load(url, cache=tmp_path).fingerprint == index.load(held_out).fingerprint
+    assert store.gets["set/index/label.npy"] == 2
+
+
+def test_a_column_of_another_manifest_is_refused(photos, held_out, store, tmp_path):  # noqa: F811
+    url = put(store, photos)
+    store.files["set/index/label.npy"] = (held_out / "index" / "label.npy").read_bytes()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"label\.npy is not the one that manifest\.json was written with"):
+            index.load(url, cache=tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"{}"])
+def test_a_damaged_manifest_is_named(photos, store, tmp_path, damage):  # noqa: F811
+    url = put(store, photos)
+    store.files["set/manifest.json"] = damage
+    with pytest.raises(UserError, match=r"set/manifest\.json is damaged"):
+        index.load(url, cache=tmp_path)
+
+
+def test_a_url_without_a_set(store, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match=r"nothing has no manifest\.json"):
+        index.load(store.url("nothing"), cache=tmp_path)
+
+
+@pytest.mark.parametrize("shuffle", ["global", "windowed"])
+def test_batches_over_http_equal_local_ones_and_each_shard_comes_once(photos, store, tmp_path, shuffle):  # noqa: F811
+    options = {"shuffle": shuffle, "window_shards": 2, "cache": str(tmp_path / "cache")}
+    expected = steps_of(photos, settings(**options), 0, 12)
+    data = settings(**options)
+    url = put(store, photos)
+    loaded = index.load(url, cache=data.cache)
+    order = order_of(loaded, data, 12, seed=7)
+    for rank in range(2):
+        place = Place(rank, 2, rank, 2)
+        batches = train_batches(
+            loaded, data, order, 7, place=place, device=CPU, micro_steps=1, first_step=0, last_step=12
+        )
+        for step, batch in enumerate(batches):
+            assert batch.ids.tolist() == expected[step][0][rank * 6 : rank * 6 + 6]
+            assert batch.labels.tolist() == expected[step][1][rank * 6 : rank * 6 + 6]
+    assert [store.gets[f"set/shard-{number:06d}.tar"] for number in range(3)] == [1, 1, 1]
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_a_cache_smaller_than_the_set_fetches_each_shard_once_an_epoch(make_set, store, tmp_path):  # noqa: F811
+    folder = make_set("many", 240, num_shards=12)
+    largest = max(path.stat().st_size for path in folder.glob("*.tar"))
+    url = put(store, folder)
+    data = settings(
+        shuffle="windowed", window_shards=2, cache=str(tmp_path / "cache"), cache_gb=8 * largest / 1e9, prefetch=1
+    )
+    loaded = index.load(url, cache=data.cache)
+    order = order_of(loaded, data, 12, seed=7)
+    batches = train_batches(
+        loaded, data, order, 7, place=Place(0, 1, 0, 1), device=CPU, micro_steps=1, first_step=0, last_step=20
+    )
+    ids = np.concatenate([batch.ids for batch in batches])
+    assert sorted(ids.tolist()) == list(range(240))
+    gets = [store.gets[f"set/shard-{number:06d}.tar"] for number in range(12)]
+    assert gets == [1] * 12
+    kept = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar"))
+    assert kept <= 8 * largest
+
+
+def test_an_index_here_of_shards_elsewhere(photos, store, tmp_path):  # noqa: F811
+    url = put(store, photos)
+    local = tmp_path / "index-only"
+    (local / "index").mkdir(parents=True)
+    for path in (photos / "index").iterdir():
+        (local / "index" / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((photos / "manifest.json").read_text())
+    (local / "manifest.json").write_text(json.dumps(manifest | {"shards_root": url}))
+    data = settings(cache=str(tmp_path / "cache"))
+    assert index.load(local).location(0) == f"{url}/shard-000000.tar"
+    assert steps_of(local, data, 0, 4) == steps_of(photos, settings(), 0, 4)
+
+
+def test_the_quarantine_of_a_url_is_honoured(make_set, store, tmp_path):  # noqa: F811
+    folder = make_set("rotten", 24, broken=[3])
+    (folder / "quarantine.tsv").write_text("shard\tkey\treason\nshard-000000.tar\t00003\ttruncated\n")
+    url = put(store, folder)
+    data = settings(cache=str(tmp_path / "cache"))
+    local = index.load(url, cache=data.cache).folder
+    assert (local / "quarantine.tsv").read_text().endswith("truncated\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "the cache must hold all shards (or set data.shuffle=windowed)"),
+        ({"shuffle": "windowed", "window_shards": 1}, "the cache must hold two windows of data.window_shards"),
+    ],
+)
+def test_a_cache_too_small_is_refused_before_anything_starts(photos, store, tmp_path, options, says):  # noqa: F811
+    words = {"train": put(store, photos), "cache": str(tmp_path / "cache"), "cache_gb": 1e-5} | options
+    with pytest.raises(UserError) as error:
+        prepare(parse({"data": words, "run": str(tmp_path / "run"), "train": {"global_batch": 10}}, "test"), 1)
+    assert says in str(error.value)
+    assert "data.cache_gb=1e-05 is too small" in str(error.value)
+
+
+def test_a_package_that_is_missing_is_told_by_preflight(tmp_path):
+    tree = {"data": {"train": "gs://bucket/set", "cache": str(tmp_path)}, "run": str(tmp_path / "run")}
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match=r"tencrop\[gcs\]"):
+            prepare(parse(tree, "test"), 1)
+    else:
+        pytest.skip("gcsfs is installed")

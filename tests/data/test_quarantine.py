@@ -1,0 +1,129 @@
+"""A bad image costs its row, is named, is remembered, and too many of them end the run."""
+
+import numpy as np
+import pytest
+
+from pipeline.config import Data
+from pipeline.data import quarantine
+from pipeline.data.index import load
+from pipeline.data.loader import eval_batches, order_of, train_batches
+from pipeline.data.quarantine import BadImages, Entry
+from pipeline.errors import UserError
+from pipeline.runtime import Place
+from tests.data.test_loader import CPU, settings, steps_of
+
+BROKEN = (3, 17, 41)
+
+
+@pytest.fixture
+def rotten(make_set):
+    return make_set("rotten", 60, broken=BROKEN)
+
+
+def test_bad_rows_are_labelled_and_all_others_stay_as_they_are(rotten, make_set, tmp_path, capsys):
+    whole = steps_of(make_set("whole", 60), settings(), 0, 15)
+    for world in (1, 3):
+        run = tmp_path / f"run-{world}"
+        run.mkdir()
+        got = steps_of(rotten, settings(), 0, 15, world=world, run=run)
+        (rotten / "quarantine.tsv").unlink()
+        for step, (ids, labels, sums) in got.items():
+            assert ids == whole[step][0]
+            for row, sample in enumerate(ids):
+                kept = (labels[row], sums[row]) == (whole[step][1][row], whole[step][2][row])
+                assert kept == (sample not in BROKEN)
+                assert (labels[row] == -1) == (sample in BROKEN)
+        entries = quarantine.read(run / "bad_images.tsv")
+        assert sorted(entry.key for entry in entries) == [f"{sample:05d}" for sample in BROKEN]
+        assert all(entry.shard.startswith(str(rotten)) and "truncated" in entry.reason for entry in entries)
+        said = capsys.readouterr().err
+        assert said.count("cannot be decoded") == 3
+        assert "'00017' cannot be decoded (image file is truncated" in said
+        assert "of at most" in said or "at most 100 (data.max_bad_images)" in said
+
+
+def test_every_epoch_has_all_rows_but_the_bad_ones(rotten, tmp_path):
+    index, data = load(rotten), settings()
+    order = order_of(index, data, 12, seed=0)
+    labels = []
+    for rank in range(2):
+        options = {"place": Place(rank, 2, rank, 2), "device": CPU, "micro_steps": 1, "run": tmp_path}
+        labels += [b.labels for b in train_batches(index, data, order, 0, first_step=0, last_step=100, **options)]
+    seen = np.concatenate(labels)
+    assert (seen >= 0).sum() == 20 * 57
+    assert (seen == -1).sum() == 20 * 3
+    assert len(quarantine.read(tmp_path / "bad_images.tsv")) == 3
+
+
+def test_what_is_in_quarantine_is_never_decoded(rotten, capfd):
+    names = [shard.name for shard in load(rotten).shards]
+    entries = [Entry(names[sample * 3 // 60], f"{sample:05d}", "known") for sample in BROKEN]
+    quarantine.add(rotten / "quarantine.tsv", entries)
+    seen = steps_of(rotten, settings(), 0, 5)
+    assert sum(labels.count(-1) for _, labels, _ in seen.values()) == 3
+    assert capfd.readouterr().err == ""
+
+
+def test_ranks_learn_of_each_others_findings(rotten, tmp_path):
+    index = load(rotten)
+    one, other = BadImages(index, 10, tmp_path), BadImages(index, 10, tmp_path)
+    one.add(np.array([17]), ["torn"])
+    assert other.among(np.arange(60)).nonzero()[0].tolist() == [17]
+    other.add(np.array([17, 3]), ["torn", "torn"])
+    assert len(quarantine.read(tmp_path / "bad_images.tsv")) == 2
+    assert one.among(np.array([3, 4])).tolist() == [True, False]
+
+
+def test_a_rotten_set_ends_the_run(rotten, tmp_path):
+    with pytest.raises(UserError, match=r"more than data\.max_bad_images=2: .*bad_images\.tsv lists") as error:
+        steps_of(rotten, settings(max_bad_images=2), 0, 15, run=tmp_path)
+    assert "launch.lint" in str(error.value)
+    assert len(quarantine.read(tmp_path / "bad_images.tsv")) == 3
+
+
+def test_evaluation_leaves_bad_images_out_of_the_score_but_sees_their_ids(rotten):
+    index, place = load(rotten), Place(0, 1, 0, 1)
+    for _ in range(2):  # found, then known
+        batches = list(eval_batches(index, settings(), place=place, device=CPU, micro_batch=8))
+        ids, labels = (np.concatenate([np.asarray(getattr(b, name)) for b in batches]) for name in ("ids", "labels"))
+        assert sorted(ids[ids >= 0].tolist()) == list(range(60))
+        assert ids[(labels < 0) & (ids >= 0)].tolist() == list(BROKEN)
+    assert [entry.shard for entry in quarantine.read(rotten / "quarantine.tsv")] == [
+        f"shard-{sample * 3 // 60:06d}.tar" for sample in BROKEN
+    ]
+
+
+def test_padding_shows_sample_0_even_if_that_is_bad(make_set):
+    index = load(make_set("first", 5, broken=[0]))
+    (only,) = eval_batches(index, settings(), place=Place(1, 2, 1, 2), device=CPU, micro_batch=3)
+    assert only.ids.tolist() == [3, 4, -1]
+    assert only.labels.tolist() == [3, 4, -1]
+
+
+def test_a_set_that_may_only_be_read(rotten, tmp_path, monkeypatch):
+    add = quarantine.add
+
+    def read_only(path, entries):
+        if path.parent == rotten:
+            raise PermissionError(path)
+        return add(path, entries)
+
+    monkeypatch.setattr(quarantine, "add", read_only)
+    steps_of(rotten, settings(), 0, 5, run=tmp_path)
+    assert len(quarantine.read(tmp_path / "bad_images.tsv")) == 3
+
+
+def test_a_damaged_quarantine_is_named(rotten):
+    (rotten / "quarantine.tsv").write_text("shard\tkey\treason\nshard-000000.tar 00003\n")
+    with pytest.raises(UserError, match=r"quarantine\.tsv, line 2: 'shard-000000\.tar 00003' is not"):
+        BadImages(load(rotten), 10)
+
+
+def test_tabs_and_newlines_in_a_reason_stay_in_their_line(tmp_path):
+    quarantine.add(tmp_path / "q.tsv", [Entry("s.tar", "a", "one\ttwo\nthree")])
+    assert quarantine.read(tmp_path / "q.tsv") == [Entry("s.tar", "a", "one two three")]
+
+
+def test_a_negative_limit_is_refused():
+    with pytest.raises(ValueError, match="max_bad_images"):
+        Data(max_bad_images=-1)
