@@ -6,6 +6,7 @@
     python -m launch.pack ~/imagenet data/imagenet512 --short-side 512  # smaller, and faster to decode
     python -m launch.pack ~/imagenet data/imagenet-raw --raw 256        # pixels: no decoding at all
     python -m launch.pack 'wds/imagenet1k-*.tar' data/imagenet          # index only, the shards stay as they are
+    python -m launch.pack 's3://bucket/imagenet/*.tar' data/imagenet    # the same: each is fetched once, and not kept
 
 JPEG, PNG and WebP keep their bytes; other formats (GIF, BMP, TIFF, ...) become PNG without loss. Files that are no
 images or cannot be decoded are left out and listed in OUT/rejected.tsv. Stopped at any time, the same command goes on.
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder of images or archives, or existing .tar shards")
+    parser.add_argument("source", metavar="SOURCE", help="folder of images or archives, or .tar shards (URLs too)")
     parser.add_argument("out", metavar="OUT", type=Path, help="new folder for the packed sets")
     parser.add_argument(
         "--holdout", type=float, metavar="SHARE", help="share of train that goes to validation, e.g. 0.1"

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +93,21 @@ def download(url: str, path: Path, patience: Patience = PATIENT, check: Callable
             check()
 
     _tried(url, copy, patience)
+
+
+def list_files(pattern: str, patience: Patience = PATIENT) -> list[tuple[str, int]]:
+    """URL and size in bytes of each file that a URL with wildcards means, or of the one without; -1: not told.
+
+    Raises UserError, naming the URL: nothing there, no permission, or failure to the end.
+    """
+
+    def look() -> list[tuple[str, int]]:
+        files, path = _files(pattern, patience)
+        found = files.glob(path, detail=True) if has_magic(path) else {path: files.info(path)}
+        size_of = {files.unstrip_protocol(name): facts.get("size") for name, facts in found.items()}
+        return [(url, -1 if size is None else int(size)) for url, size in size_of.items()]
+
+    return _tried(pattern, look, patience)
 
 
 def cannot_keep(where: Path, error: OSError) -> UserError:

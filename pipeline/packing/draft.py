@@ -20,7 +20,7 @@ REJECTED = "rejected.tsv"
 RECORDS = "records"
 _LOCK = ".lock"
 _OURS = re.compile(
-    rf"({REQUEST}|{REJECTED}|{_LOCK}|{RECORDS}/\w+-\d+\.json|\w+/shard-\d+\.tar|\w+/manifest\.json|\w+/index/\w+\.npy)(\.tmp)?"
+    rf"({REQUEST}|{REJECTED}|{_LOCK}|{RECORDS}/\w+-\d+\.(json|tar)|\w+/shard-\d+\.tar|\w+/manifest\.json|\w+/index/\w+\.npy)(\.tmp)?"
 )
 
 

@@ -169,7 +169,12 @@ def _scan_jobs(found: sources.Found, part: Path) -> dict[str, list[Job]]:
     records = part / draft.RECORDS
     return {
         name: [
-            ScanJob(found.root / file.name, file.name, records / f"{name}-{number:06d}.json")
+            ScanJob(
+                tar=records / f"{name}-{number:06d}.tar" if found.url else found.root / file.name,
+                name=file.name,
+                record=records / f"{name}-{number:06d}.json",
+                url=f"{found.url}/{file.name}" if found.url else None,
+            )
             for number, file in enumerate(files)
         ]
         for name, files in found.files.items()
@@ -210,7 +215,9 @@ def _finish(
     assert classes is not None
     rgb = rgb_statistics([sums for *_, sums in records.get("train", []) if sums])
     for name, indexed in shards.items():
-        shards_root = os.path.relpath(found.root, out / name) if found.kind == sources.SHARDS else "."
+        shards_root = "."
+        if found.kind == sources.SHARDS:
+            shards_root = found.url or os.path.relpath(found.root, out / name)
         index.write(part / name, indexed, classes, shards_root, rgb)
     return {
         "sets": {
@@ -229,7 +236,7 @@ def _one_line(name: str) -> str:
 def _check_labels(found: sources.Found, shards: dict[str, list], classes: list[str] | None) -> list[str]:
     """The class list of existing shards, with every label in it; without one, the labels are the names."""
     labels = [
-        (label, found.root / shard.name, key)
+        (label, f"{found.url or found.root}/{shard.name}", key)
         for rows in shards.values()
         for shard, columns in rows
         for label, key in zip(columns["label"], columns["key"], strict=True)

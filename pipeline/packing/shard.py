@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import index
+from pipeline.data.remote import download
 from pipeline.data.scan import scan_shard
 from pipeline.errors import UserError
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare
@@ -60,18 +61,27 @@ class PackJob:
 
 @dataclass(frozen=True)
 class ScanJob:
-    """Index an existing `tar`, which the manifest will call `name`."""
+    """Index an existing `tar`, which the manifest will call `name`. With a `url` it is fetched first, and not kept."""
 
     tar: Path
     name: str
     record: Path
+    url: str | None = None
 
     def __len__(self) -> int:
         return 1
 
     def make(self) -> dict[str, Any]:
         tick(0)
-        record = _record(self.tar, self.name, [], None)
+        if self.url:
+            download(self.url, self.tar)
+        try:
+            record = _record(self.tar, self.name, [], None)
+        except UserError as error:
+            raise UserError(str(error).replace(str(self.tar), self.url or str(self.tar))) from None
+        finally:
+            if self.url:
+                self.tar.unlink()
         tick(1)
         return record
 
@@ -85,8 +95,10 @@ def _record(tar: Path, name: str, rejected: list, sums: dict | None) -> dict[str
 def finished(job: PackJob | ScanJob) -> bool:
     """Whether the job's record is there and its tar has not changed since."""
     try:
-        record, tar = job.record.stat(), job.tar.stat()
-        size = json.loads(job.record.read_text())["shard"]["size"]
+        record, size = job.record.stat(), json.loads(job.record.read_text())["shard"]["size"]
+        if isinstance(job, ScanJob) and job.url:
+            return True  # the listing of the sources has its size
+        tar = job.tar.stat()
     except (OSError, ValueError, KeyError):
         return False
     return tar.st_size == size and tar.st_mtime_ns <= record.st_mtime_ns

@@ -1,7 +1,7 @@
 """What there is to pack: recognises the four kinds of SOURCE and lists its files by set, with names and sizes.
 
-In: a folder, a tar or a quoted glob. Out: `Found`, whose fingerprint changes when a file is added, removed, renamed or
-changes its size. Nothing is opened here; `sets.py` gives the files their classes and keys.
+In: a folder, a tar, a quoted glob, or a URL of shards. Out: `Found`, whose fingerprint changes when a file is added,
+removed, renamed or changes its size. Nothing is opened here; `sets.py` gives the files their classes and keys.
 
     found = find("photos")
     found.kind, found.files["train"][0].name
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.data.remote import is_remote, list_files
 from pipeline.errors import UserError
 from pipeline.packing import imagenet
 
@@ -48,16 +49,18 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """The files of each set (for archives: the archives). `notes` say what was left aside."""
+    """The files of each set (for archives: the archives). `notes` say what was left aside; shards that are elsewhere
+    have a `url` that their names are relative to, in place of the root."""
 
     kind: str
     root: Path
     files: dict[str, list[File]]
     notes: tuple[str, ...] = ()
+    url: str | None = None
 
     @property
     def fingerprint(self) -> str:
-        where = [str(self.root)] if self.kind == SHARDS else []  # whose index points there
+        where = [self.url or str(self.root)] if self.kind == SHARDS else []  # whose index points there
         listing = json.dumps([self.kind, *where, self.files]).encode()
         return hashlib.sha256(listing).hexdigest()
 
@@ -69,7 +72,9 @@ def find(source: str, split: str | None = None) -> Found:
     folders for one set, compressed shards, a `split` for a source that names its sets itself.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_remote(source):
+        found = _remote_shards(source, split)
+    elif path.is_dir():
         found = _find_in_folder(path, split)
     elif path.is_file() and path.name in (imagenet.TRAIN, imagenet.VALIDATION, imagenet.DEVKIT):
         raise UserError(f"{path} is one of ImageNet's archives. Give the folder that holds it: {path.parent}")
@@ -189,7 +194,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _shards(paths: list[Path], split: str | None, root: Path | None = None) -> Found:
-    """Existing shards, by the set that their names tell."""
+    """Existing shards on this machine."""
     for path in sorted(paths):
         if _COMPRESSED.search(path.name):
             raise UserError(
@@ -201,16 +206,39 @@ def _shards(paths: list[Path], split: str | None, root: Path | None = None) -> F
         return Found(SHARDS, Path(), {})
     base = Path(os.path.realpath(root or os.path.commonpath([path.parent.absolute() for path in paths])))
     names = sorted(os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), base) for path in paths)
+    return Found(SHARDS, base, _by_set([File(name, (base / name).stat().st_size) for name in names], str(base), split))
+
+
+def _remote_shards(source: str, split: str | None) -> Found:
+    """Shards behind a URL with wildcards, or with numbers in braces as WebDataset writes them: {000000..001281}."""
+    from braceexpand import braceexpand
+
+    try:
+        patterns = list(braceexpand(source))
+    except ValueError:
+        raise UserError(f"'{source}' has a brace without its other one") from None
+    listed = sorted(file for pattern in patterns for file in list_files(pattern))
+    strange = next((url for url, _ in listed if not url.endswith(".tar")), None)
+    if strange or not listed:
+        what = f"{strange} is no .tar shard" if strange else f"'{source}' matches no file"
+        raise UserError(f"{what}. Give a pattern that matches shards alone, quoted: 's3://bucket/set/train-*.tar'")
+    base = os.path.commonprefix([url for url, _ in listed]).rpartition("/")[0]  # noqa: RUF071  (it is, at the slash)
+    files = [File(url.removeprefix(f"{base}/"), size) for url, size in listed]
+    return Found(SHARDS, Path(), _by_set(files, base, split), url=base)
+
+
+def _by_set(shards: list[File], base: str, split: str | None) -> dict[str, list[File]]:
+    """Shards by the set that their names tell."""
     files: dict[str, list[File]] = {}
-    for name in names:
-        words = re.findall("[a-z]+", name.lower())
+    for file in shards:
+        words = re.findall("[a-z]+", file.name.lower())
         told = next((SPLITS[word] for word in words if word in SPLITS), "")
-        files.setdefault(told, []).append(File(name, (base / name).stat().st_size))
+        files.setdefault(told, []).append(file)
     if "" in files and len(files) > 1:
         raise UserError(
-            f"{base / files[''][0].name}: its name does not say which set it is in, while others' do. "
+            f"{base}/{files[''][0].name}: its name does not say which set it is in, while others' do. "
             f"Put train, val or test into each name, or give a pattern: '{base}/*train*.tar'"
         )
     if "" in files:
         files = {split or "train": files[""]}
-    return Found(SHARDS, base, {name: files[name] for name in ("train", "validation", "test") if name in files})
+    return {name: files[name] for name in ("train", "validation", "test") if name in files}

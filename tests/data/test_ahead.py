@@ -78,7 +78,7 @@ def test_no_room_until_the_consumer_moves_on(store, tmp_path):  # noqa: F811
     some = Set(store, tmp_path, 4, room=2)
     other = some.cache.open(*store.shard("other"))
     assert other
-    with some.ahead([[0], [1], [2], [3]]) as fetching:
+    with some.ahead([[0], [1], [2], [3]], fetches=1) as fetching:
         eventually(lambda: some.here() == {0})
         time.sleep(PAUSE_S)
         assert some.here() == {0}

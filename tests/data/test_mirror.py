@@ -150,3 +150,29 @@ def test_a_package_that_is_missing_is_told_by_preflight(tmp_path):
             prepare(parse(tree, "test"), 1)
     else:
         pytest.skip("gcsfs is installed")
+
+
+def test_remote_shards_are_indexed_by_one_command_and_trained_on(photos, store, tmp_path):  # noqa: F811
+    """As 'hf://datasets/.../*.tar' is; a server without a listing takes WebDataset's numbers in braces."""
+    from launch.pack import main
+
+    put(store, photos)
+    out = tmp_path / "index"
+    assert main([store.url("set/shard-{000000..000002}.tar"), str(out), "--workers", "2"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["pack.json", "rejected.tsv", "train"]
+    loaded = index.load(out / "train")
+    assert [shard.sha256 for shard in loaded.shards] == [shard.sha256 for shard in index.load(photos).shards]
+    assert loaded.location(2) == store.url("set/shard-000002.tar")
+    data = settings(cache=str(tmp_path / "cache"))
+    assert steps_of(out / "train", data, 0, 3) == steps_of(photos, settings(), 0, 3)
+
+
+def test_a_truncated_remote_shard_is_named_by_its_url(photos, store, tmp_path, capsys):  # noqa: F811
+    from launch.pack import main
+
+    put(store, photos)
+    store.files["set/shard-000001.tar"] = store.files["set/shard-000001.tar"][:5000]
+    assert main([store.url("set/shard-{000000..000002}.tar"), str(tmp_path / "out"), "--workers", "1"]) == 2
+    assert f"{store.url('set/shard-000001.tar')}: no readable tar" in capsys.readouterr().err
+    assert main([store.url("set/none-{0..1}.tar"), str(tmp_path / "other"), "--workers", "1"]) == 2
+    assert "does not exist" in capsys.readouterr().err
