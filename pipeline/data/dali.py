@@ -55,10 +55,18 @@ def images_on_gpu(
     def stream() -> Any:
         return torch.cuda.current_stream(device)
 
-    for request, images in _run(requests, build, feed, prefetch, on_bad, stream):
+    in_use: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+    for request, output in _run(requests, build, feed, prefetch, on_bad, stream):
         # No copy: the default executor leaves a released buffer alone while someone holds it. NHWC seen as NCHW is
         # channels_last without moving a byte.
-        yield request, torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
+        yield request, images
+        # The caller has let go of it, but the kernels that read it may be waiting yet: DALI must not write there.
+        done = torch.cuda.Event()
+        done.record(stream())
+        in_use.append((images, done))
+        while in_use and in_use[0][1].query():
+            in_use.popleft()
 
 
 def windows_on_cpu(

@@ -32,10 +32,17 @@ def mirror(url: str, cache: Path | None) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process of the machine copies, the others find it done
         if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != manifest:
             _fetch_columns(url, folder, manifest)
-        quarantine = read_bytes(f"{url}/{QUARANTINE}")
-        if quarantine is not None and not (folder / QUARANTINE).exists():
+        if not (folder / QUARANTINE).exists() and (quarantine := _if_there(f"{url}/{QUARANTINE}")):
             (folder / QUARANTINE).write_bytes(quarantine)
     return folder
+
+
+def _if_there(url: str) -> bytes | None:
+    """An optional file. Some servers say "forbidden" of what does not exist."""
+    try:
+        return read_bytes(url)
+    except UserError:
+        return None
 
 
 def _fetch_columns(url: str, folder: Path, manifest: bytes) -> None:

@@ -9,6 +9,7 @@ into parts, so every number of ranks trains on the same samples in the same step
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,6 +31,7 @@ def mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
+@lru_cache(1 << 12)  # a batch of windows asks for dozens of keys, the same ones all through an epoch
 def fold(*numbers: int) -> np.uint64:
     """One uint64 key out of several non-negative integers, all of whose bits and places count."""
     key = np.zeros(1, np.uint64)

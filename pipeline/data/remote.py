@@ -176,7 +176,7 @@ def _explain(error: Exception, url: str) -> Failure:
     if status:
         reason = f"HTTP status {status}"
     if isinstance(error, ImportError):
-        install = f".venv/bin/pip install 'tencrop[{extra}]'" if extra else "Install it into .venv"
+        install = f".venv/bin/pip install -c constraints.txt -e '.[{extra}]'" if extra else "Install it into .venv"
         return Failure(f"a package is missing ({error})", f"Install it: {install}" if extra else install)
     if isinstance(error, MISSING) or status in (404, 410):
         return Failure("it does not exist", "Check the URL, and that the set was copied there as a whole")

@@ -20,6 +20,7 @@ IMAGENET_EIGENVECTORS = np.array(
 
 # What a random number is for. Each use has a stream of its own, so adding one leaves the others as they were.
 _Y, _X, _FLIP, _COLOUR, _SCALE, _AREA = 0, 1, 2, 3, 9, 16
+_ATTEMPTS = 10  # of recipe inception
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Windows:
     colour: np.ndarray
 
 
-def uniform(seed: int, epoch: int, ids: np.ndarray, stream: int) -> np.ndarray:
-    """One float64 in [0, 1) per id, a function of the arguments alone; 53 random bits."""
-    bits = mix(mix(ids.astype(np.uint64)) ^ fold(seed, epoch, stream))
+def uniform(seed: int, epoch: int, ids: np.ndarray, stream: int | range) -> np.ndarray:
+    """One float64 in [0, 1) per id, a function of the arguments alone; 53 random bits. Of several streams: [k, n]."""
+    keys = fold(seed, epoch, stream) if isinstance(stream, int) else np.array([[fold(seed, epoch, k)] for k in stream])
+    bits = mix(mix(ids.astype(np.uint64)) ^ keys)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -75,23 +77,22 @@ def inception(
     """Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop: a window of random area and aspect ratio
     anywhere in the image; the first of ten that fits, else the largest central one within the aspect range."""
     heights, widths = heights.astype(np.int64), widths.astype(np.int64)
-    ratio = np.clip(widths / heights, *aspect)  # of the fallback
-    window_h = np.clip(np.rint(widths / ratio), 1, heights).astype(np.int64)
-    window_w = np.clip(np.rint(heights * ratio), 1, widths).astype(np.int64)
-    top, left = (heights - window_h) // 2, (widths - window_w) // 2
-    missing = np.ones(len(ids), bool)
-    for attempt in range(10):
-        stream = _AREA + 4 * attempt
-        target = heights * widths * (area[0] + uniform(seed, epoch, ids, stream) * (area[1] - area[0]))
-        log_low, log_high = np.log(aspect[0]), np.log(aspect[1])
-        ratio = np.exp(log_low + uniform(seed, epoch, ids, stream + 1) * (log_high - log_low))
-        h = np.rint(np.sqrt(target / ratio)).astype(np.int64)
-        w = np.rint(np.sqrt(target * ratio)).astype(np.int64)
-        fits = missing & (h > 0) & (w > 0) & (h <= heights) & (w <= widths)
-        top = np.where(fits, _offset(uniform(seed, epoch, ids, stream + 2), heights - h), top)
-        left = np.where(fits, _offset(uniform(seed, epoch, ids, stream + 3), widths - w), left)
-        window_h, window_w = np.where(fits, h, window_h), np.where(fits, w, window_w)
-        missing &= ~fits
+    streams = range(_AREA, _AREA + 4 * _ATTEMPTS)
+    random = uniform(seed, epoch, ids, streams).reshape(_ATTEMPTS, 4, -1)
+    target = heights * widths * (area[0] + random[:, 0] * (area[1] - area[0]))
+    log_low, log_high = np.log(aspect[0]), np.log(aspect[1])
+    ratio = np.exp(log_low + random[:, 1] * (log_high - log_low))
+    tall, wide = np.rint(np.sqrt(target / ratio)).astype(np.int64), np.rint(np.sqrt(target * ratio)).astype(np.int64)
+    fits = (tall > 0) & (wide > 0) & (tall <= heights) & (wide <= widths)
+    chosen = fits.argmax(axis=0), np.arange(len(ids))  # the first that fits
+
+    ratio = np.clip(widths / heights, *aspect)  # of the one that is taken when none does
+    none = ~fits.any(axis=0)
+    window_h = np.where(none, np.clip(np.rint(widths / ratio), 1, heights), tall[chosen]).astype(np.int64)
+    window_w = np.where(none, np.clip(np.rint(heights * ratio), 1, widths), wide[chosen]).astype(np.int64)
+    rest_h, rest_w = heights - window_h, widths - window_w
+    top = np.where(none, rest_h // 2, _offset(random[:, 2][chosen], rest_h))
+    left = np.where(none, rest_w // 2, _offset(random[:, 3][chosen], rest_w))
     return _windows(top, left, window_h, window_w, ids, seed, epoch, pca)
 
 

@@ -132,7 +132,7 @@ def _merge(looked_at: Target, jobs: list[Job]) -> tuple[Findings, Report, list[E
 
 def _entry(shard: str, key: str, reason: str) -> Entry:
     """As it is read back: on one line."""
-    return Entry(*(" ".join(field.split()) for field in (shard, key, reason)))
+    return Entry(shard, key, " ".join(reason.split()))
 
 
 def _stale(known: list[Entry], bad: list[Entry], unknown: set[str]) -> list[Entry]:

@@ -146,7 +146,7 @@ def test_a_package_that_is_missing_is_told_by_preflight(tmp_path):
     try:
         import gcsfs  # noqa: F401
     except ImportError:
-        with pytest.raises(UserError, match=r"tencrop\[gcs\]"):
+        with pytest.raises(UserError, match=r"'\.\[gcs\]'"):
             prepare(parse(tree, "test"), 1)
     else:
         pytest.skip("gcsfs is installed")

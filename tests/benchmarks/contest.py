@@ -1,0 +1,104 @@
+"""What all contestants share: the task, the words they exchange with the driver, and a check of what they deliver.
+
+In: `start(folder, cores)` of a contestant, which gives an `Entry`. Out: a process that answers "go N" on its standard
+input with {"images": n, "seconds": s} on its standard output, until that input ends. Only the standard library and
+torch are imported, since FFCV lives in an environment of its own. See README.md for the rules.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+BATCH = 64
+CROP_PX = 224
+AREA = (0.08, 1.0)
+ASPECT = (3 / 4, 4 / 3)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+SEED = 0
+# Ends of epochs cost the peers a pause each. The small sets here would make them 400 times as frequent as ImageNet
+# does, so a peer with epochs sees its files so many times in one that it is as long as ImageNet's.
+EPOCH_IMAGES = 1_281_167
+
+
+class Entry(NamedTuple):
+    """Endless batches, how many of them may be ready before anybody asks, and the versions of what makes them.
+
+    A limit yields anything once per batch, since it makes no batches: `makes_batches` is False.
+    """
+
+    batches: Iterator[Any]
+    ahead: int
+    versions: str
+    makes_batches: bool = True
+
+
+def enter(start: Callable[[Path, int], Entry]) -> None:
+    """The life of a contestant: make the first batches, say so, then take turns."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not stand between the answers
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--cores", type=int, required=True)
+    args = parser.parse_args()
+
+    def answer(**facts) -> None:
+        print(json.dumps(facts), file=answers, flush=True)
+
+    try:
+        entry = start(args.folder, args.cores)
+        batch = None
+        for _ in range(entry.ahead + 1):
+            batch = next(entry.batches)
+        if entry.makes_batches:
+            check(batch)
+        answer(versions=entry.versions)
+        for line in sys.stdin:
+            images, seconds = turn(entry, int(line.removeprefix("go ")))
+            answer(images=images, seconds=seconds)
+    except ModuleNotFoundError as missing:
+        answer(failed=f"not installed: {missing}")
+    except Exception as error:
+        traceback.print_exc()
+        answer(failed=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+
+
+def turn(entry: Entry, num_images: int) -> tuple[int, float]:
+    """(images, seconds) of the batches that hold `num_images`, after those that may have been ready."""
+    for _ in range(entry.ahead):
+        next(entry.batches)
+    num_batches = -(-num_images // BATCH)
+    start = time.perf_counter()
+    for _ in range(num_batches):
+        next(entry.batches)
+    return num_batches * BATCH, time.perf_counter() - start
+
+
+def check(images: Any) -> None:
+    """Raises ValueError unless this is a batch as agreed: float32 [64, 3, 224, 224] on the CPU, normalised."""
+    if not isinstance(images, torch.Tensor) or images.device.type != "cpu" or images.dtype != torch.float32:
+        raise ValueError(f"delivers {getattr(images, 'dtype', type(images))}, not a float32 tensor on the CPU")
+    if images.shape != (BATCH, 3, CROP_PX, CROP_PX):
+        raise ValueError(f"delivers {list(images.shape)}")
+    low, high = images.min().item(), images.max().item()
+    if not (-2.2 < low < -0.5 < 0.5 < high < 2.7):  # (0 - mean) / std and (1 - mean) / std of black and white
+        raise ValueError(f"delivers values in {low:.2f} .. {high:.2f}, which is no normalised batch of photos")
+
+
+def versions(*packages: str) -> str:
+    """The installed packages with their versions."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+
+
+def epoch_of(samples: list) -> list:
+    """`samples` so many times that they make an epoch as long as ImageNet's."""
+    return samples * -(-EPOCH_IMAGES // len(samples))

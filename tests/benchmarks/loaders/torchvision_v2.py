@@ -1,0 +1,45 @@
+"""torchvision's newer way: decode_image to a uint8 tensor, v2 transforms, DataLoader processes."""
+
+from pathlib import Path
+
+from tests.benchmarks.contest import AREA, ASPECT, BATCH, CROP_PX, MEAN, STD, Entry, enter, epoch_of, versions
+
+PREFETCH = 2  # batches a worker
+
+
+def start(folder: Path, cores: int) -> Entry:
+    import torch
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import v2
+
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(CROP_PX, scale=AREA, ratio=ASPECT, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+
+    def decode(path: str) -> torch.Tensor:
+        return decode_image(path, mode=ImageReadMode.RGB)
+
+    photos = ImageFolder(str(folder), transform, loader=decode)
+    photos.samples = epoch_of(photos.samples)
+    loader = DataLoader(
+        photos,
+        BATCH,
+        shuffle=True,
+        num_workers=cores,
+        prefetch_factor=PREFETCH,
+        persistent_workers=True,
+        drop_last=True,
+    )
+    images = (images for _ in iter(int, 1) for images, _ in loader)
+    return Entry(images, cores * PREFETCH + 1, versions("torchvision", "torch"))
+
+
+if __name__ == "__main__":
+    enter(start)
