@@ -67,6 +67,63 @@ def test_a_bad_sample_is_named(tmp_path, members, says):
     assert says in str(error.value)
 
 
+def raw(array: np.ndarray, **options) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, **options)
+    return stream.getvalue()
+
+
+SQUARE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+
+
+def test_raw_pixels_are_pointed_at_behind_their_header(tmp_path):
+    write_tar(tmp_path / "s.tar", [("a.npy", raw(SQUARE)), ("a.cls", b"2")])
+    shard, columns = scan_shard(tmp_path / "s.tar")
+    assert shard.form == "raw"
+    start = columns["offset"][0]
+    assert (tmp_path / "s.tar").read_bytes()[start : start + columns["size"][0]] == SQUARE.tobytes()
+    assert (columns["height"], columns["width"], columns["size"]) == ([4], [4], [48])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"no header", "magic"),
+        (raw(SQUARE)[:-1], "175 bytes do not hold 4 x 4 pixels"),
+        (raw(SQUARE.astype(np.float32)), "float32 [4, 4, 3], not uint8"),
+        (raw(SQUARE[..., 0]), "uint8 [4, 4], not uint8 [height, width, 3]"),
+        (raw(np.asfortranarray(SQUARE)), "not uint8"),
+        (raw(SQUARE, version=(2, 0)), "version (2, 0)"),
+        (raw(SQUARE[:0]), "do not hold"),
+        (b"", "magic"),
+    ],
+)
+def test_raw_pixels_that_are_none_are_named(tmp_path, content, says):
+    write_tar(tmp_path / "bad.tar", [("a.npy", content), ("a.cls", b"0")])
+    with pytest.raises(UserError, match=r"bad\.tar: sample 'a': its image cannot be read") as error:
+        scan_shard(tmp_path / "bad.tar")
+    assert says in str(error.value)
+
+
+def test_raw_and_encoded_images_do_not_mix(tmp_path):
+    members = {"raw.tar": [("a.npy", raw(SQUARE)), ("a.cls", b"0")], "jpg.tar": [("b.jpg", JPEG), ("b.cls", b"0")]}
+    for name, files in members.items():
+        write_tar(tmp_path / name, files)
+    with pytest.raises(UserError, match=r"raw\.tar holds raw pixels, other shards encoded images"):
+        index.write(tmp_path, [scan_shard(tmp_path / name) for name in members], ["x"])
+    write_tar(tmp_path / "both.tar", members["raw.tar"] + members["jpg.tar"])
+    with pytest.raises(UserError, match=r"both\.tar: sample 'b' is encoded, those before are not"):
+        scan_shard(tmp_path / "both.tar")
+
+
+def test_a_set_of_an_older_version_says_what_to_do(make_set):
+    folder = make_set("set", 10)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 1}))
+    with pytest.raises(UserError, match=r"has version 1, this program reads 2\. Make it again with launch\.pack"):
+        index.load(folder)
+
+
 def test_a_truncated_tar_is_named(tmp_path):
     write_tar(tmp_path / "s.tar", [("a.jpg", JPEG * 20), ("a.cls", b"1")])
     (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes()[:1000])

@@ -124,6 +124,27 @@ class TestPacked:
         assert "'yak'" in refused(capsys, tmp_path / "odd", tmp_path / "no", "--classes", tmp_path / "out")
         assert not (tmp_path / "no.part").exists()
 
+    def test_raw_is_the_central_square_of_the_papers_preprocessing(self, tmp_path):
+        import webdataset
+
+        (tmp_path / "photos/cat").mkdir(parents=True)
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 12, 3), np.uint8)).resize((120, 80))
+        for name, image in {"wide": picture, "small": picture.resize((20, 30)), "grey": picture.convert("L")}.items():
+            image.save(tmp_path / f"photos/cat/{name}.png")
+        run(tmp_path / "photos", tmp_path / "out", "--raw", 64)
+        loaded = index.load(tmp_path / "out/train")
+        assert loaded.is_raw
+        assert set(loaded.height) == set(loaded.width) == {64}
+        expected = np.asarray(picture.resize((96, 64), Image.Resampling.BICUBIC))[:, 16:80]
+        found = stored(tmp_path / "out/train")
+        assert found["cat/wide"] == (expected.tobytes(), 0)
+        assert {len(pixels) for pixels, _ in found.values()} == {64 * 64 * 3}
+        shards = [str(path) for path in (tmp_path / "out/train").glob("*.tar")]
+        samples = webdataset.WebDataset(shards, shardshuffle=False).decode().to_tuple("__key__", "npy", "cls")
+        assert np.array_equal({key: pixels for key, pixels, _ in samples}["cat/wide"], expected)
+        run(tmp_path / "photos", tmp_path / "same", "--raw", 64, workers=2)
+        assert tree(tmp_path / "out") == tree(tmp_path / "same")
+
     def test_short_side(self, tmp_path):
         (tmp_path / "photos/cat").mkdir(parents=True)
         exif = Image.Exif()
@@ -312,6 +333,8 @@ class TestOut:
             (["--holdout", "1.5"], "--holdout 1.5"),
             (["--shard-images", "0"], "--shard-images 0"),
             (["--short-side", "-3"], "--short-side -3"),
+            (["--raw", "0"], "--raw 0"),
+            (["--raw", "64", "--short-side", "64"], "--raw stores pixels of its own size"),
             (["--quality", "90"], "--quality 90"),
             (["--short-side", "9", "--quality", "101"], "--quality 101"),
             (["--val-labels", "x.txt"], "--val-labels"),
