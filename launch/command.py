@@ -1,10 +1,12 @@
 """What every command line shares: a user's mistake ends in one message and exit code 2, Ctrl-C in exit code 130."""
 
+import importlib
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from pipeline.errors import EXIT_CODE, UserError
 
@@ -39,3 +41,35 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM, by number."""
+
+
+def run_pool(module: str, work: Callable[[Any], int], interrupted_says: str) -> int:
+    """The exit code of `work(module)`, which keeps a pool of processes busy. A mistake is told in one message; SIGINT
+    and SIGTERM end the pool, once, and say what the same command would do."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        loaded = importlib.import_module(module)
+        for number in before:  # not sooner: NumPy's import makes an ImportError of an interrupt
+            signal.signal(number, _interrupt)
+        return work(loaded)
+    except (UserError, OSError) as error:
+        if not is_told(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    except Interrupted as interrupted:
+        print(f"interrupted: {interrupted_says}", file=sys.stderr)
+        return 128 + int(interrupted.args[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_IGN)  # the workers are stopping already
+    raise Interrupted(number)

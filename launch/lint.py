@@ -12,45 +12,30 @@ do not count), 1 with errors, 2 for a mistake in the command.
 import argparse
 import os
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from launch.command import is_told
+from launch.command import run_pool
 from launch.progress import meter
-from pipeline.errors import EXIT_CODE, UserError
+from pipeline.errors import UserError
 
 CLEAN, ERRORS = 0, 1
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+
+    def work(linting: Any) -> int:
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: give 1 or more")
-        from pipeline.linting.lint import lint
-
-        for number in before:  # not sooner: NumPy's import makes an ImportError of an interrupt
-            signal.signal(number, _interrupt)
         start_s = time.monotonic()
-        linted = lint(args.shards, args.out, args.workers, meter, args.forget)
-        wall_s = time.monotonic() - start_s
-    except (UserError, OSError) as error:
-        if not is_told(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODE
-    except KeyboardInterrupt as interrupted:
-        print("interrupted: run the same command again, it starts afresh", file=sys.stderr)
-        return 128 + int(interrupted.args[0])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    _report(linted, wall_s, args.workers)
-    return ERRORS if linted.report["counts"]["error"] else CLEAN
+        linted = linting.lint(args.shards, args.out, args.workers, meter, args.forget)
+        _report(linted, time.monotonic() - start_s, args.workers)
+        return ERRORS if linted.report["counts"]["error"] else CLEAN
+
+    return run_pool("pipeline.linting.lint", work, "run the same command again, it starts afresh")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,12 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=cores, help=f"processes (default: all cores, {cores})")
     return parser
-
-
-def _interrupt(number: int, _: Any) -> None:
-    for again in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(again, signal.SIG_IGN)  # the workers are stopping already
-    raise KeyboardInterrupt(number)
 
 
 def _report(linted: Any, wall_s: float, workers: int) -> None:

@@ -16,28 +16,19 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from launch.command import is_told
+from launch.command import run_pool
 from launch.progress import meter
-from pipeline.errors import EXIT_CODE, UserError
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM, by number."""
+from pipeline.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        from pipeline.packing import pack
 
-        for number in before:  # not sooner: NumPy's import makes an ImportError of an interrupt
-            signal.signal(number, _interrupt)
+    def work(pack: Any) -> int:
         options = pack.Options(
             split=args.split,
             holdout=args.holdout,
@@ -51,20 +42,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: give 1 or more")
-        packed = pack.pack(args.source, args.out, options, args.workers, _say, meter)
-    except (UserError, OSError) as error:
-        if not is_told(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODE
-    except Interrupted as interrupted:
-        print("interrupted: run the same command again, it goes on with the shards that are there", file=sys.stderr)
-        return 128 + int(interrupted.args[0])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    _report(packed, args.out)
-    return 0
+        _report(pack.pack(args.source, args.out, options, args.workers, _say, meter), args.out)
+        return 0
+
+    return run_pool(
+        "pipeline.packing.pack", work, "run the same command again, it goes on with the shards that are there"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,12 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=cores, help=f"processes (default: all cores, {cores})")
     return parser
-
-
-def _interrupt(number: int, _: Any) -> None:
-    for again in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(again, signal.SIG_IGN)  # the workers are stopping already
-    raise Interrupted(number)
 
 
 def _say(line: str) -> None:

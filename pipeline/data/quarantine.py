@@ -102,9 +102,10 @@ class BadImages:
             )
         if self.num_found > self.limit:
             where = self.run_file or self.index.folder / QUARANTINE
+            look = "where it was packed" if self.index.is_remote else f"with: python -m launch.lint {self.index.folder}"
             raise UserError(
                 f"{self.num_found} images cannot be decoded, more than data.max_bad_images={self.limit}: {where} lists "
-                f"them. Look at the set with: python -m launch.lint {self.index.folder}, or raise data.max_bad_images"
+                f"them. Look at the set {look}; or raise data.max_bad_images"
             )
 
     def _look(self) -> None:

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from launch import pack as command
+from launch.command import Interrupted
 from pipeline import workers
 from pipeline.data import index
 from pipeline.packing import draft
@@ -390,7 +391,7 @@ class TestInterrupted:
     def interrupt(self, monkeypatch, *words) -> None:
         """Run the command up to where the sets' indices would be written."""
         with monkeypatch.context() as patched:
-            patched.setattr(packing, "_finish", lambda *_: (_ for _ in ()).throw(command.Interrupted(2)))
+            patched.setattr(packing, "_finish", lambda *_: (_ for _ in ()).throw(Interrupted(2)))
             run(*words, code=130)
 
     def test_other_options_start_over(self, tmp_path, capsys, monkeypatch):
