@@ -135,6 +135,9 @@ class Optimizer(Section):
     """Momentum of SGD."""
     nesterov: bool = False
     """Nesterov's momentum."""
+    lr_in_velocity: bool = False
+    """The papers' update, v = momentum v - lr (weight_decay w + g); w += v, which differs from PyTorch's for some dozen
+    steps after the learning rate changes."""
     weight_decay: NotNegative = 5e-4
     """Weight decay of weights."""
     weight_decay_bias_norm: NotNegative | None = None
@@ -270,6 +273,8 @@ class Config(Section):
             raise ValueError(
                 f"schedule.final_lr={self.schedule.final_lr:g} is above optimizer.lr={self.optimizer.lr:g}"
             )
+        if self.optimizer.nesterov and self.optimizer.lr_in_velocity:
+            raise ValueError("optimizer.nesterov=true is not the papers' update: set optimizer.lr_in_velocity=false")
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov=true needs optimizer.momentum above 0")
         return self

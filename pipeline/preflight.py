@@ -17,7 +17,7 @@ from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
 
 # A step means something else when one of these changes, so a run does not go on with another value.
-FIXED = ("seed", "train.global_batch", "data.shuffle", "data.crop_px")
+FIXED = ("seed", "train.global_batch", "data.shuffle", "data.crop_px", "optimizer.lr_in_velocity")
 
 
 @dataclass(frozen=True)

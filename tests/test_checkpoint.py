@@ -86,6 +86,17 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(save, alone):
     assert equal(weights(resumed), weights(whole))
 
 
+def test_the_papers_velocity_comes_back_too(alone, tmp_path):
+    config = CONFIG.model_copy(update={"optimizer": CONFIG.optimizer.model_copy(update={"lr_in_velocity": True})})
+    whole, begun, resumed = (stepper_of(alone, seed, config) for seed in (0, 0, 1))
+    train(whole, 0, 1, 2, 3, 4)
+    train(begun, 0, 1, 2)
+    (tmp_path / "run").mkdir()
+    checkpoint.load(resumed.engine, checkpoint.save(begun.engine, Progress(step=3), tmp_path / "run", alone, 3))
+    train(resumed, 3, 4)
+    assert equal(weights(resumed), weights(whole))
+
+
 def test_progress_comes_back(save):
     facts = {
         "epoch": 1.5,

@@ -94,6 +94,12 @@ def test_steps_equal_plain_sgd_bit_for_bit(config, alone):
     assert equal(trained, after_plain_sgd(config))
 
 
+def test_the_papers_update_equals_plain_sgd_at_a_constant_learning_rate(alone):
+    papers = after_engine(settle(optimizer={"lr": 0.1, "lr_in_velocity": True}), alone)
+    for name, weight in after_plain_sgd(settle(optimizer={"lr": 0.1})).items():
+        torch.testing.assert_close(papers[name], weight, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
 def test_accumulated_steps_equal_plain_accumulation_bit_for_bit(micro_batch, alone):
     config = settle(train={"micro_batch": micro_batch}, optimizer={"lr": 0.1})

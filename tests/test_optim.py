@@ -56,17 +56,33 @@ def test_update_equals_the_formula(nesterov):
             torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-14, atol=1e-14)
 
 
-def test_the_papers_form_agrees_until_the_learning_rate_drops():
+@pytest.mark.parametrize(("lr_in_velocity", "expected"), [(True, [True] * 6), (False, [True] * 3 + [False] * 3)])
+def test_the_papers_form_is_pytorchs_until_the_learning_rate_drops(lr_in_velocity, expected):
     """v = 0.9 v - 5e-4 lr w - lr g; w += v (Krizhevsky et al. 2012, section 5)."""
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, 1.0)
-    built = optim.build(model, Optimizer(lr=0.1))
+    built = optim.build(model, Optimizer(lr=0.1, lr_in_velocity=lr_in_velocity))
     weight, velocity, agrees = 1.0, 0.0, []
-    for lr in (0.1, 0.1, 0.1, 0.01):
+    for lr in (0.1, 0.1, 0.1, 0.01, 0.01, 0.01):
         built.param_groups[0]["lr"] = lr
         model.weight.grad = torch.full_like(model.weight, 0.3)
         built.step()
         velocity = 0.9 * velocity - 5e-4 * lr * weight - lr * 0.3
         weight += velocity
         agrees.append(model.weight.item() == pytest.approx(weight, rel=1e-12))
-    assert agrees == [True, True, True, False]
+    assert agrees == expected
+
+
+def test_the_papers_form_has_a_decay_a_group_and_leaves_frozen_weights():
+    model = network()
+    model[0].requires_grad_(False)
+    frozen = model[0].weight.clone()
+    built = optim.build(model, Optimizer(lr=0.1, weight_decay_bias_norm=0.0, lr_in_velocity=True))
+    for weight in model[4].parameters():
+        weight.grad = torch.zeros_like(weight)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    built.step()
+    assert torch.equal(model[0].weight, frozen)
+    assert torch.equal(model[4].bias, before["4.bias"])
+    torch.testing.assert_close(model[4].weight, before["4.weight"] * (1 - 0.1 * 5e-4))
+    assert torch.equal(model[1].weight, before["1.weight"])  # no gradient, no update
