@@ -1,11 +1,13 @@
 """What every command line shares: a user's mistake ends in one message and exit code 2, Ctrl-C in exit code 130."""
 
 import importlib
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EXIT_CODE, UserError
@@ -33,6 +35,7 @@ def run_command(main: Callable[[], None]) -> None:
             time.sleep(FIRST_PROCESS_SPEAKS_S)
             error = f"{error} (process {rank} of this machine)"
         print(f"error: {error}", file=sys.stderr, flush=True)
+        _leave_for_torchrun(error)
         sys.exit(EXIT_CODE)
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
@@ -41,6 +44,13 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave_for_torchrun(error: str) -> None:
+    """Put the message where launch.torchrun finds it, if other ranks say much when this one is gone."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = {"message": error, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(path).write_text(json.dumps({"message": message}))
 
 
 class Interrupted(KeyboardInterrupt):

@@ -20,6 +20,11 @@ def main() -> None:
     parser.add_argument("--views", default="centre,ten", help="of centre, five, ten (default: %(default)s)")
     parser.add_argument("--data", help="packed set, folder or URL, to score on (default: the run's data.validation)")
     parser.add_argument("--micro-batch", type=int, help="images per process at once (default: evaluation.micro_batch)")
+    parser.add_argument(
+        "--max-bad-images",
+        type=int,
+        help="images that may be left out, at most (default: the run's data.max_bad_images)",
+    )
     parser.add_argument("--best", action="store_true", help="score the run's best checkpoint instead of its last one")
     words = parser.parse_args()
 
@@ -34,6 +39,8 @@ def main() -> None:
     if words.micro_batch is not None:
         changes["micro_batch"] = words.micro_batch
     tree = progress.config | {"evaluation": progress.config["evaluation"] | changes}
+    if words.max_bad_images is not None:
+        tree["data"] = tree["data"] | {"max_bad_images": words.max_bad_images}
     config = parse(tree, f"{folder} with --views {words.views}")
     data = words.data or config.data.validation
     if data is None:

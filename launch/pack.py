@@ -90,7 +90,10 @@ def _report(packed: dict[str, Any], out: Path) -> None:
         validation = out / "validation" if "validation" in packed["sets"] else "none"
         words = [config, f"data.train={out / 'train'}", f"data.validation={validation}"]
         _say(f"next: {shlex.join(['launch/single_node.sh', *words])}")
-    _say(f"{packed['num_rejected']:,} files left out, listed in {out / 'rejected.tsv'}")
+    if packed["kind"] == "WebDataset shards":
+        _say(f"images were not decoded, only their headers read; to do that: python -m launch.lint {out / name}")
+    else:
+        _say(f"{packed['num_rejected']:,} files left out, listed in {out / 'rejected.tsv'}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ N), and what the processes have said already is not followed by a traceback of t
 """
 
 import sys
+from typing import Any
 
 
 def main() -> int:
@@ -17,12 +18,21 @@ def main() -> int:
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:
+        mistakes = [failure for failure in failed.failures.values() if failure.exitcode == 2]
+        if mistakes:  # it said what is wrong in one message; say it again if other ranks cried out when it had gone
+            if any(failure.exitcode == 1 for failure in failed.failures.values()):
+                print(f"\nerror: {_told(mistakes[0].message)}", file=sys.stderr)
+            return 2
         rank, failure = failed.get_first_failure()
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        if code != 2:  # 2: it said what is wrong in one message
-            print(f"error: rank {rank} ended first, with exit code {code}; its own words are above", file=sys.stderr)
+        print(f"error: rank {rank} ended first, with exit code {code}; its own words are above", file=sys.stderr)
         return code
     return 0
+
+
+def _told(message: Any) -> str:
+    """What launch.command left of a user's mistake."""
+    return message["message"] if isinstance(message, dict) else "a process ended with a mistake, told above"
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main() -> None:
                 f"launch.evaluate {flight.run}{other}; train longer with train.epochs=..., or anew with run=..."
             )
         return
-    with start() as runtime, alone_in(flight.run, runtime):
+    with start() as runtime, alone_in(flight, runtime):
         train(config, flight, runtime)
 
 

@@ -83,7 +83,7 @@ class Data(Section):
     decoder: Literal["auto", "cpu", "gpu"] = "auto"
     """Where images are decoded; auto: on the GPU when there is one."""
     threads: Positive | None = None
-    """DALI's CPU threads per process; none: the machine's cores over its processes."""
+    """Threads per process to decode, and on a CPU as many to resize; none: the machine's cores over its processes."""
     prefetch: Positive = 2
     """Batches that are prepared ahead."""
     max_bad_images: Annotated[int, Field(ge=0)] = 100

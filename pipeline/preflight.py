@@ -57,8 +57,9 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
     validation = None
     if config.data.validation:
         validation = load_index(config.data.validation, verify, config.data.cache.expanduser())
-    for loaded in filter(None, (index, validation)):
-        quarantine.read(loaded.folder / QUARANTINE)
+    quarantine.read(index.folder / QUARANTINE)
+    if validation is not None:
+        quarantine.BadImages(validation, config.data.max_bad_images)
     _check_cache(config, index, validation)
     if validation is not None and validation.classes != index.classes:
         raise UserError(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+WAIT_S = 10.0  # that a wait for data may go on after a signal
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def seed_everything(seed: int) -> None:
 
 
 class StopRequest:
-    """Whether Ctrl-C, SIGTERM or SIGUSR1 reached any rank, agreed between all ranks without waiting for the GPU.
+    """Whether Ctrl-C, SIGTERM or SIGUSR1 reached any rank, or one refuses to go on, agreed between all ranks without
+    waiting for the GPU.
 
     Ranks are not in the same step when a signal comes. `poll` starts a reduction over the CPU group and returns the
     answer to the one that the step before started, so all ranks learn of it in the same step, one step late.
@@ -117,26 +119,56 @@ class StopRequest:
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
         self.signal: str | None = None
+        self.refusal: str | None = None  # why this rank will not go on
+        self._waits = False
         self._pending: Any = None
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
+        signal.signal(signal.SIGALRM, self._give_up)
 
     def _receive(self, number: int, frame: Any) -> None:
         if self.signal and "RANK" not in os.environ:
             raise KeyboardInterrupt  # a person who cannot wait; torchrun hands each Ctrl-C on a second time
         self.signal = signal.Signals(number).name
+        if self._waits:
+            signal.setitimer(signal.ITIMER_REAL, WAIT_S)
+
+    def _give_up(self, number: int, frame: Any) -> None:
+        raise UserError(
+            f"stopped by {self.signal} while waiting for data, so this step could not end. What came after the last "
+            f"checkpoint is lost; the same command goes on from it"
+        )
+
+    def refuse(self, reason: str) -> None:
+        """End the run as a signal does, with a checkpoint; the caller of the loop tells the reason."""
+        self.refusal = self.refusal or reason
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what may never come, such as a shard of a dead server. Raises UserError `WAIT_S` after a signal."""
+        self._waits = True
+        if self.signal:
+            signal.setitimer(signal.ITIMER_REAL, WAIT_S)
+        try:
+            yield
+        finally:
+            self._waits = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def poll(self) -> bool:
         if self.runtime.control is None:
-            return self.signal is not None
+            return self._wanted()
         import torch
         import torch.distributed as dist
 
         answer = self._finish()
-        flag = torch.tensor([int(self.signal is not None)])
+        flag = torch.tensor([int(self._wanted())])
         work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.runtime.control, async_op=True)
         self._pending = (work, flag)
         return answer
+
+    def _wanted(self) -> bool:
+        return bool(self.signal or self.refusal)
 
     def _finish(self) -> bool:
         if self._pending is None:
@@ -151,3 +183,4 @@ class StopRequest:
         self._finish()
         for number in STOP_SIGNALS:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)

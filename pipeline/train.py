@@ -4,11 +4,9 @@ In: a config, the indices of its sets, a runtime. Out: a run folder with checkpo
 W&B run. Starting again with the same run folder goes on after the last checkpoint, at any number of ranks.
 """
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,12 +16,14 @@ from pipeline import journal as keys
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, dump
 from pipeline.console import Console
-from pipeline.data.index import Index
+from pipeline.data import quarantine
+from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.loader import Batch, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.journal import Journal, open_journal
+from pipeline.locks import lock
 from pipeline.meter import Meter
 from pipeline.metrics import count
 from pipeline.preflight import Flight, num_classes
@@ -88,25 +88,31 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> None:
             first_step=progress.step,
             last_step=length.total,
             run=run,
+            too_many_bad=stop.refuse,
         )
         _loop(config, flight, length, stepper, batches, runtime, journal, stop)
     stop.close()
 
 
 @contextmanager
-def alone_in(run: Path, runtime: Runtime) -> Iterator[None]:
-    """Hold the run folder against a second job, which would overwrite its checkpoints. UserError if one is on."""
-    if not runtime.is_main:
-        yield
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another job trains in {run} now. Wait for it, stop it, or give another run=...") from None
-        except OSError:
-            pass  # a file system without locks
+def alone_in(flight: Flight, runtime: Runtime) -> Iterator[None]:
+    """Hold the run folder against a second job, which would overwrite its checkpoints. UserError if one is on, or was
+    since the flight was prepared. Called by all ranks together."""
+    run, refusal = flight.run, [""]
+    with ExitStack() as opened:
+        if runtime.is_main:
+            run.mkdir(parents=True, exist_ok=True)
+            if not lock(opened.enter_context(open(run / ".lock", "w")), wait=False):
+                refusal = [f"another job trains in {run} now. Wait for it, stop it, or give another run=..."]
+            elif checkpoint.latest(run) != flight.checkpoint:
+                refusal = [f"another job has trained in {run} meanwhile. Start the same command again"]
+            elif not (run / QUARANTINE).exists():
+                # The run keeps to what was quarantined when it began: another choice would train on other rows.
+                quarantine.add(run / QUARANTINE, quarantine.read(flight.index.folder / QUARANTINE))
+        if runtime.control is not None:
+            dist.broadcast_object_list(refusal, src=0, group=runtime.control)  # all ranks end with the same message
+        if refusal[0]:
+            raise UserError(refusal[0])
         yield
 
 
@@ -147,7 +153,7 @@ def _loop(
         )
         for group in stepper.engine.optimizer.param_groups:
             group["lr"] = lr
-        meter.add(*_take_step(stepper, batches, step))
+        meter.add(*_take_step(stepper, batches, step, stop))
 
         done = step + 1
         progress.step, progress.epoch = done, done / length.epoch
@@ -164,9 +170,9 @@ def _loop(
         if saving or progress.best_step == done:
             folder = checkpoint.save(stepper.engine, progress, flight.run, runtime, config.train.keep_checkpoints)
         if stopping:
-            journal.tell(
-                f"stopped by a signal after step {done}; {folder} is written. The same command goes on from it"
-            )
+            if stop.refusal:
+                raise UserError(f"{stop.refusal}. {folder} is written; the same command goes on from it")
+            journal.tell(f"stopped after step {done}; {folder} is written. The same command goes on from it")
             return
         meter.skip_time()
     best = f", the best of step {progress.best_step} (--best)" if progress.best_step else ""
@@ -175,11 +181,14 @@ def _loop(
     journal.tell(f"score it with: python -m launch.evaluate {flight.run}{where}")
 
 
-def _take_step(stepper: engine.Stepper, batches: Iterator[Batch], step: int) -> tuple[torch.Tensor, float]:
+def _take_step(
+    stepper: engine.Stepper, batches: Iterator[Batch], step: int, stop: StopRequest
+) -> tuple[torch.Tensor, float]:
     """One optimizer step. Returns this rank's counts (see metrics.count) and the seconds it waited for data."""
     counts, wait_s = torch.zeros(4, dtype=torch.float64, device=stepper.runtime.device), 0.0
     for micro_step in range(stepper.engine.gradient_accumulation_steps()):
-        batch = next(batches)
+        with stop.waiting():
+            batch = next(batches)
         logits = stepper.micro_step(batch.images, batch.labels, step, micro_step)
         counts += count(logits.log_softmax(dim=1), batch.labels)
         wait_s += batch.wait_s

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -17,6 +18,8 @@ from multiprocessing import forkserver
 from typing import Any
 
 from pipeline.errors import UserError
+
+STUCK_S = 5.0  # after it was asked to stop, a worker that has not ends all the same
 
 
 class Stopped(Exception):
@@ -107,4 +110,11 @@ def _enlist(counter: Any, stop: Any) -> None:
             parent.join()
             os._exit(1)
 
+    def give_up() -> None:
+        while not stop.is_set():  # no wait(): its set() would never end if a waiting worker had been killed
+            time.sleep(0.5)
+        time.sleep(STUCK_S)
+        os._exit(1)  # stuck in a download, say
+
     threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=give_up, daemon=True).start()

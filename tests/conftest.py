@@ -65,9 +65,10 @@ def write_set(
     seed: int = 0,
     raw: bool = False,
     broken: Collection[int] = (),
+    torn: Collection[int] = (),
 ) -> Path:
-    """A packed set of small JPEGs (or of `raw` pixels) with sides in `size_px`, classes in turn. The samples `broken`
-    have a header but no whole image."""
+    """A packed set of small JPEGs (or of `raw` pixels) with sides in `size_px`, classes in turn. Of the samples in
+    `broken` the last third is missing, of those in `torn` the last eighth."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     members: list[list[tuple[str, bytes]]] = [[] for _ in range(num_shards)]
@@ -78,6 +79,7 @@ def write_set(
         pixels = photo(seed * 100_000 + number, label, height, width)
         image = npy(pixels) if raw else jpeg(pixels)
         image = image[: len(image) * 2 // 3] if number in broken else image
+        image = image[: len(image) * 7 // 8] if number in torn else image
         shard.append((f"{number:05d}.{'npy' if raw else 'jpg'}", image))
         shard.append((f"{number:05d}.cls", str(label).encode()))
     for number, files in enumerate(members):

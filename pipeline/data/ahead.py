@@ -92,14 +92,15 @@ class Ahead:
                 self._here.add(shard)
             elif shard is not None and here is None:
                 self._asked.discard(shard)
-            while not self._closed:
-                self._changed.clear()
+            while True:
+                self._changed.clear()  # before looking, so that no change is missed
+                if self._closed:
+                    return None
                 chosen = self._choose(self._position)
                 if chosen is not None:
                     self._asked.add(chosen)
                     return chosen
                 self._changed.wait()
-        return None
 
     def _choose(self, position: int) -> int | None:
         """The first coming shard that was not asked for; None if there is nothing to do at this position."""

@@ -188,7 +188,7 @@ def _fetch(url: str, part: Path, size: int, sha256: str, patience: Patience) -> 
                 raise _wrong(f"{found} bytes, not {size}")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != sha256:
-                raise _wrong(f"SHA-256 {digest[:12]}..., not {sha256[:12]}...")
+                raise _wrong(f"SHA-256 {digest[:12]}..., not {sha256[:12]}...", sure_twice=True)
             os.fsync(file.fileno())
 
     try:
@@ -198,9 +198,10 @@ def _fetch(url: str, part: Path, size: int, sha256: str, patience: Patience) -> 
         raise
 
 
-def _wrong(how: str) -> Failure:
+def _wrong(how: str, sure_twice: bool = False) -> Failure:
     return Failure(
         f"the bytes there are not those of the manifest ({how})",
         "Copy the shard there again, or if it was changed on purpose, index the set again: python -m launch.pack",
         again=True,
+        sure_twice=sure_twice,
     )

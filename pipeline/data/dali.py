@@ -5,22 +5,30 @@ with an antialiased triangular filter, flipped, colour-shifted, minus the mean, 
 windows, which `finish.py` takes on, because DALI's resize and normalisation are 5 times as slow as torch's there
 (BENCHMARKS.md). EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
 
-An image that cannot be decoded breaks a DALI graph for good. The culprits are then found one by one, handed to
-`on_bad`, and the same batch is decoded by a new graph with a grey image in their rows, labelled -1.
+An image that cannot be decoded breaks a DALI graph for good. The culprits are then found one by one, and the same batch
+is decoded by a new graph with a grey image in their rows, labelled -1. Only the window counts: a torn photo may be
+whole where one lies. So a suspect is tried anew in each of its windows, by itself, before it gets into a batch.
 """
 
 import io
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from pipeline.data.request import Request, shown
 
-OnBad = Callable[[np.ndarray, list[str]], None]  # is told ids and reasons of what cannot be decoded; may end the run
+
+class Bad(Protocol):
+    """What is known of bad images: `suspects` (bool [n]) are to be tried by themselves, `add` is told of new ones."""
+
+    def suspects(self, ids: np.ndarray) -> np.ndarray: ...
+    def add(self, ids: np.ndarray, reasons: list[str]) -> None: ...
+
+
 Build = Callable[[int, int], Any]  # rows, depth -> graph
 Feed = Callable[[Any, Request], None]
 
@@ -35,7 +43,7 @@ def images_on_gpu(
     device: torch.device,
     threads: int,
     prefetch: int,
-    on_bad: OnBad,
+    bad: Bad,
 ) -> Iterator[tuple[Request, torch.Tensor]]:
     """Yield each request with its images on `device`; DALI works on the next `prefetch` ones meanwhile.
 
@@ -56,7 +64,7 @@ def images_on_gpu(
         return torch.cuda.current_stream(device)
 
     in_use: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
-    for request, output in _run(requests, build, feed, prefetch, on_bad, stream):
+    for request, output in _run(requests, build, feed, prefetch, bad, stream):
         # No copy: the default executor leaves a released buffer alone while someone holds it. NHWC seen as NCHW is
         # channels_last without moving a byte.
         images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
@@ -70,14 +78,14 @@ def images_on_gpu(
 
 
 def windows_on_cpu(
-    requests: Iterator[Request], *, threads: int, prefetch: int, on_bad: OnBad
+    requests: Iterator[Request], *, threads: int, prefetch: int, bad: Bad
 ) -> Iterator[tuple[Request, list[np.ndarray]]]:
     """Yield each request with its decoded windows, uint8 [height, width, 3] each, valid while the caller holds them."""
 
     def build(rows: int, depth: int) -> Any:
         return _cpu_graph(rows, threads, depth)
 
-    for request, windows in _run(requests, build, _feed_windows, prefetch, on_bad):
+    for request, windows in _run(requests, build, _feed_windows, prefetch, bad):
         yield request, [np.asarray(windows[row]) for row in range(len(request.ids))]
 
 
@@ -86,10 +94,12 @@ def _run(
     build: Build,
     feed: Feed,
     prefetch: int,
-    on_bad: OnBad,
+    bad: Bad,
     stream: Callable[[], Any] = lambda: None,
 ) -> Iterator[tuple[Request, Any]]:
     """Keep `prefetch` requests going in a graph, and a whole graph under them."""
+    probe = _Probe(build, feed)
+    requests = (_without_bad(request, bad.suspects(shown(request.ids)), probe, bad) for request in requests)
     waiting = deque(_take(requests, prefetch))  # holds the buffers that DALI reads without copying them
     graph = None
     while waiting:
@@ -100,9 +110,12 @@ def _run(
             graph.schedule_run()  # the first call runs as many times as were fed
         try:
             (output,) = graph.share_outputs(cuda_stream=stream())
-        except RuntimeError as error:
+        except RuntimeError:
             graph = None
-            waiting[0] = _mended(waiting[0], error, build, feed, on_bad)
+            mended = _without_bad(waiting[0], np.ones(len(waiting[0].ids), bool), probe, bad)
+            if mended is waiting[0]:  # every image can be decoded, so it was something else
+                raise
+            waiting[0] = mended
             continue
         graph.release_outputs()
         done = waiting.popleft()
@@ -117,21 +130,46 @@ def _take(requests: Iterator[Request], number: int) -> list[Request]:
     return [request for _, request in zip(range(number), requests, strict=False)]
 
 
-def _mended(request: Request, error: RuntimeError, build: Build, feed: Feed, on_bad: OnBad) -> Request:
-    """The request without the rows that a graph of one row cannot decode. Raises `error` again if there is none."""
-    graph, reasons = None, {}
-    for row in range(len(request.ids)):
-        graph = graph or build(1, 1)
-        try:
-            feed(graph, request.row(row))
-            graph.run()
-        except RuntimeError as failure:
-            graph, reasons[row] = None, _reason(request.images[row], failure)
+def _without_bad(request: Request, doubtful: np.ndarray, probe: "_Probe", bad: Bad) -> Request:
+    """The request without those of its `doubtful` rows (bool [n]) that cannot be decoded; `bad.add` is told of them."""
+    tried = np.flatnonzero(doubtful & ((request.labels >= 0) | (request.ids < 0)))  # others are grey already
+    reasons = {row: reason for row in tried.tolist() if (reason := probe.reason(request, row))}
     if not reasons:
-        raise error
-    bad = np.isin(np.arange(len(request.ids)), list(reasons))
-    on_bad(shown(request.ids[bad]), list(reasons.values()))
-    return request.without(bad)
+        return request
+    rows = np.array(list(reasons))
+    bad.add(shown(request.ids[rows]), list(reasons.values()))
+    return request.without(np.isin(np.arange(len(request.ids)), rows))
+
+
+class _Probe:
+    """Tries images one by one, in a graph of one row."""
+
+    def __init__(self, build: Build, feed: Feed):
+        self.build = build
+        self.feed = feed
+        self.graph: Any = None
+
+    def reason(self, request: Request, row: int) -> str:
+        """Why the window of a row cannot be decoded; empty if it can. Raises RuntimeError if nothing can be, now."""
+        one = request.row(row)
+        failure = self._failure(one)
+        if failure is None:
+            return ""
+        reason = _reason(request.images[row], failure)
+        lack = any(word in f"{reason} {failure}".lower() for word in ("memory", "alloc"))
+        if lack or self._failure(one.without(np.ones(1, bool))) is not None:
+            raise failure  # no fault of the image's, which would be left out for good
+        return reason
+
+    def _failure(self, one: Request) -> RuntimeError | None:
+        self.graph = self.graph or self.build(1, 1)
+        try:
+            self.feed(self.graph, one)
+            self.graph.run()
+        except RuntimeError as failure:
+            self.graph = None
+            return failure
+        return None
 
 
 def _reason(image: np.ndarray, failure: RuntimeError) -> str:
@@ -141,6 +179,8 @@ def _reason(image: np.ndarray, failure: RuntimeError) -> str:
     try:
         with Image.open(io.BytesIO(image.tobytes())) as opened:
             opened.load()
+    except MemoryError:
+        return "out of memory"
     except Exception as error:  # a damaged file can make Pillow raise anything
         return re.sub(r"\s+|<.*?>", " ", str(error)).strip() or type(error).__name__
     lines = str(failure).partition("encountered:")[2].strip().splitlines()

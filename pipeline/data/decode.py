@@ -25,22 +25,22 @@ def decode(
     on_gpu: bool,
     threads: int,
     prefetch: int,
-    on_bad: dali.OnBad,
+    bad: dali.Bad,
 ) -> Generator[tuple[Request, torch.Tensor], None, None]:
     """Yield each request with its float32 images [n, 3, px, px] on `device`, in channels_last memory.
 
     All requests have the same number of rows; `prefetch` of them are worked on ahead. Rows that could not be decoded
-    come back grey with label -1, after `on_bad` was told of their ids and the reasons. Images stay valid as long as the
+    come back grey with label -1, after `bad` was told of their ids and the reasons. Images stay valid as long as the
     caller holds them.
     """
     how: dict = {"px": px, "mean": mean, "std": std, "threads": threads, "prefetch": prefetch}
     if on_gpu:
-        yield from dali.images_on_gpu(requests, is_raw=is_raw, device=device, on_bad=on_bad, **how)
+        yield from dali.images_on_gpu(requests, is_raw=is_raw, device=device, bad=bad, **how)
         return
     cut: Iterator[tuple[Request, list[np.ndarray]]]
     if is_raw:
         cut = ((request, request.cut()) for request in requests)
     else:
-        cut = dali.windows_on_cpu(requests, threads=threads, prefetch=prefetch, on_bad=on_bad)
+        cut = dali.windows_on_cpu(requests, threads=threads, prefetch=prefetch, bad=bad)
     for request, images in images_on_cpu(cut, **how):
         yield request, images.to(device)

@@ -114,15 +114,18 @@ def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> I
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
+        if manifest["version"] != VERSION:
+            raise UserError(
+                f"{path} has version {manifest['version']}, this program reads {VERSION}. Make it again with "
+                f"launch.pack"
+            )
         shards = tuple(Shard(**shard) for shard in manifest["shards"])
         classes = tuple(manifest["classes"])
-        num_samples, version, root = manifest["num_samples"], manifest["version"], manifest["shards_root"]
+        num_samples, root = manifest["num_samples"], manifest["shards_root"]
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(folder)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}). Make it again with: python -m launch.pack") from None
-    if version != VERSION:
-        raise UserError(f"{path} has version {version}, this program reads {VERSION}. Make it again with launch.pack")
     if not num_samples:
         raise UserError(f"{folder} holds no samples: every shard is empty. Pack a folder that has images in it")
 
@@ -189,16 +192,16 @@ def _check_shards(index: Index, manifest: Path) -> None:
         try:
             stat = path.stat()
         except FileNotFoundError:
-            raise UserError(f"{path} is missing; {manifest} lists it. Bring it back, or pack the set again") from None
+            raise UserError(f"{path} is missing; {manifest} lists it. Bring it back, or pack anew") from None
         if stat.st_size != shard.size:
             raise UserError(
                 f"{path} changed since it was indexed: it has {stat.st_size} bytes, {manifest} says {shard.size}. "
-                f"Bring the old file back, or index again with launch.pack"
+                f"Bring the old file back, or remove {index.folder.parent} and make it anew with launch.pack"
             )
         if stat.st_mtime_ns > indexed_ns and file_sha256(path) != shard.sha256:
             raise UserError(
                 f"{path} changed since it was indexed: its SHA-256 is not the one in {manifest}. "
-                f"Bring the old file back, or index again with launch.pack"
+                f"Bring the old file back, or remove {index.folder.parent} and make it anew with launch.pack"
             )
 
 

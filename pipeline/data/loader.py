@@ -17,7 +17,8 @@ from pipeline.config import Data
 from pipeline.data import windows
 from pipeline.data.decode import decode
 from pipeline.data.index import Index
-from pipeline.data.order import Order, rank_part, sequential_batch
+from pipeline.data.order import Order, machine_part, rank_part, sequential_batch
+from pipeline.data.quarantine import Refuse, refuse
 from pipeline.data.request import Request, shown
 from pipeline.data.source import Source
 from pipeline.errors import UserError
@@ -26,7 +27,8 @@ from pipeline.runtime import Place
 
 @dataclass(frozen=True)
 class Batch:
-    """images float32 [n, 3, px, px]; labels and ids int64 [n], -1 where a row is padding; wait_s spent waiting."""
+    """images float32 [n, 3, px, px]; ids int64 [n], -1 where a row is padding; labels int64 [n], -1
+    there and where an image could not be decoded; wait_s spent waiting."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -54,14 +56,23 @@ def train_batches(
     first_step: int,
     last_step: int,
     run: Path | None = None,
+    too_many_bad: Refuse = refuse,
 ) -> Iterator[Batch]:
     """This rank's micro-batches of the steps first_step .. last_step - 1, `micro_steps` a step.
 
-    `run` is the folder whose bad_images.tsv the ranks share. Raises UserError for more bad images than
-    `data.max_bad_images`, and for a remote shard that cannot be fetched.
+    `run` is the folder whose bad_images.tsv the ranks share; `too_many_bad` is told of more than `data.max_bad_images`,
+    and by default raises UserError. Raises UserError for a remote shard that cannot be fetched.
     """
     steps = range(first_step, last_step)
-    source = Source(index, data, steps, lambda step: rank_part(order.batch(step), place.rank, place.world), run)
+    source = Source(
+        index,
+        data,
+        steps,
+        lambda step: rank_part(order.batch(step), place.rank, place.world),
+        lambda step: machine_part(order.batch(step), place),
+        run,
+        too_many_bad,
+    )
     requests = train_requests(source, data, order, seed, micro_steps)
     return _batches(requests, source, data, data.crop_px, place, device)
 
@@ -80,10 +91,16 @@ def eval_batches(index: Index, data: Data, *, place: Place, device: torch.device
     global_batch = rows * place.world
     steps = range(-(-index.num_samples // global_batch))
 
-    def mine(step: int) -> np.ndarray:
-        return rank_part(sequential_batch(step, index.num_samples, global_batch), place.rank, place.world)
+    def batch(step: int) -> np.ndarray:
+        return sequential_batch(step, index.num_samples, global_batch)
 
-    source = Source(index, data, steps, mine)
+    source = Source(
+        index,
+        data,
+        steps,
+        lambda step: rank_part(batch(step), place.rank, place.world),
+        lambda step: machine_part(batch(step), place),
+    )
     requests = (
         source.request(ids, windows.centre_square(index.height[shown(ids)], index.width[shown(ids)], ids))
         for _, ids in source.walk()
@@ -139,7 +156,7 @@ def _batches(
         on_gpu=decodes_on_gpu(data, device),
         threads=data.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world),
         prefetch=data.prefetch,
-        on_bad=source.bad.add,
+        bad=source.bad,
     )
     return _timed(decoded, source, device)
 

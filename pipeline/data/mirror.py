@@ -1,16 +1,18 @@
 """A local copy of the index of a remote set: small files, fetched once, looked at again at every start.
 
-In: the URL of a packed set. Out: a folder of the cache with its manifest, columns and quarantine, for `index.load`.
+In: the URL of a packed set. Out: a folder of the cache with its manifest, columns and quarantine, for `index.load`. The
+set's own quarantine replaces what runs have added here.
 """
 
-import fcntl
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from pipeline.data.index import COLUMNS, MANIFEST, QUARANTINE, file_sha256
-from pipeline.data.remote import download, read_bytes
+from pipeline.data.remote import AT_START, cannot_keep, download, read_bytes
 from pipeline.errors import UserError
+from pipeline.locks import lock
 
 
 def mirror(url: str, cache: Path | None) -> Path:
@@ -19,35 +21,40 @@ def mirror(url: str, cache: Path | None) -> Path:
     Raises UserError for a URL without a manifest, or columns that are not the manifest's.
     """
     url = url.rstrip("/")
+    if url.endswith((".tar", f"/{MANIFEST}")):
+        raise UserError(f"{url} is a file. Give the URL of a packed set's folder; launch.pack indexes shards: {url}")
     if cache is None:
         raise UserError(f"{url} is a URL, and there is no folder to keep its index in. Set data.cache")
-    folder = cache / "index" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = read_bytes(f"{url}/{MANIFEST}")
+    manifest = read_bytes(f"{url}/{MANIFEST}", AT_START)
     if manifest is None:
         raise UserError(
             f"{url} has no {MANIFEST}. Copy a packed set there as a whole, or index its shards: python -m launch.pack"
         )
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process of the machine copies, the others find it done
-        if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != manifest:
+    # A manifest has a folder of its own: jobs that have the columns of another one mapped keep them.
+    folder = cache / "index" / hashlib.sha256(url.encode() + b"\0" + manifest).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_keep(folder, error) from None
+    with open(folder / ".lock", "w") as held:
+        lock(held)  # one process of the machine copies, the others find it done
+        if not (folder / MANIFEST).exists():
             _fetch_columns(url, folder, manifest)
-        if not (folder / QUARANTINE).exists() and (quarantine := _if_there(f"{url}/{QUARANTINE}")):
-            (folder / QUARANTINE).write_bytes(quarantine)
+        if quarantine := _if_there(f"{url}/{QUARANTINE}"):
+            (folder / f"{QUARANTINE}.tmp").write_bytes(quarantine)
+            os.replace(folder / f"{QUARANTINE}.tmp", folder / QUARANTINE)
     return folder
 
 
 def _if_there(url: str) -> bytes | None:
     """An optional file. Some servers say "forbidden" of what does not exist."""
     try:
-        return read_bytes(url)
+        return read_bytes(url, AT_START)
     except UserError:
         return None
 
 
 def _fetch_columns(url: str, folder: Path, manifest: bytes) -> None:
-    (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / QUARANTINE).unlink(missing_ok=True)
     (folder / "index").mkdir(exist_ok=True)
     try:
         sums = json.loads(manifest)["columns"]
@@ -55,7 +62,7 @@ def _fetch_columns(url: str, folder: Path, manifest: bytes) -> None:
         raise UserError(f"{url}/{MANIFEST} is damaged ({error}). Make it again with: python -m launch.pack") from None
     for name in COLUMNS:
         path = folder / "index" / f"{name}.npy"
-        download(f"{url}/index/{name}.npy", path)
+        download(f"{url}/index/{name}.npy", path, AT_START)
         if file_sha256(path) != sums.get(name):
             raise UserError(
                 f"{url}/index/{name}.npy is not the one that {MANIFEST} was written with. Copy the set there again"

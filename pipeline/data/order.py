@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.runtime import Place
 
 _ROUNDS = 6  # of the Feistel network
 
@@ -123,6 +124,12 @@ def rank_part(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
     """The contiguous part of a global batch that `rank` of `world` takes; the length must divide by `world`."""
     part = len(batch) // world
     return batch[rank * part : (rank + 1) * part]
+
+
+def machine_part(batch: np.ndarray, place: Place) -> np.ndarray:
+    """The parts of all ranks of this rank's machine, which torchrun numbers in a row."""
+    part, first = len(batch) // place.world, place.rank - place.local_rank
+    return batch[first * part : (first + place.local_world) * part]
 
 
 def sequential_batch(step: int, num_samples: int, global_batch: int) -> np.ndarray:

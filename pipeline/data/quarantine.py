@@ -1,14 +1,13 @@
 """Images that cannot be decoded: known ones are not tried, new ones are written down. A bad image costs its row.
 
 In: SET/quarantine.tsv (written by launch.lint, and by runs that met a bad image), RUN/bad_images.tsv. Out: which rows
-of a batch to leave out. Leaving out changes no other row: ids, order and windows stay as they are.
+of a batch to leave out, and which to try one by one. No other row changes: ids, order and windows stay as they are.
 """
 
 import contextlib
-import fcntl
-import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from pipeline.data.index import QUARANTINE, Index
 from pipeline.errors import UserError
+from pipeline.locks import lock
 
 BAD_IMAGES = "bad_images.tsv"
 
@@ -31,11 +31,11 @@ class Entry(NamedTuple):
 def read(path: Path) -> list[Entry]:
     """The entries of a file; none if it does not exist. Raises UserError, naming file and line, if it is damaged."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     entries = []
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(text.split("\n")[1:-1], start=2):  # behind the last "\n": what is being written now
         fields = line.split("\t")
         if len(fields) == 3:
             entries.append(Entry(*fields))
@@ -46,67 +46,98 @@ def read(path: Path) -> list[Entry]:
 
 def add(path: Path, entries: Iterable[Entry]) -> list[Entry]:
     """Append those entries whose shard and key are not in the file yet, and return them. Safe among processes."""
-    with open(path, "a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open(path, "a+b") as file:
+        lock(file)
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)  # half a line of a process that was killed
         known = {entry[:2] for entry in read(path)}
         new = [entry for entry in dict.fromkeys(entries) if entry[:2] not in known]
-        if os.fstat(file.fileno()).st_size == 0:
-            file.write("\t".join(Entry._fields) + "\n")
-        for entry in new:
-            file.write("\t".join([entry.shard, entry.key, " ".join(entry.reason.split())]) + "\n")
-    return new
+        if path.stat().st_size == 0:
+            new.insert(0, Entry(*Entry._fields))
+        file.write(as_text(new))  # in one piece, or not at all
+        return [entry for entry in new if entry != Entry._fields]
+
+
+def as_text(entries: Iterable[Entry]) -> bytes:
+    """The lines of `entries`."""
+    lines = [[*(re.sub(r"[\t\r\n]", " ", name) for name in entry[:2]), " ".join(entry[2].split())] for entry in entries]
+    return "".join("\t".join(line) + "\n" for line in lines).encode("utf-8", errors="backslashreplace")
+
+
+Refuse = Callable[[str], None]
+
+
+def refuse(reason: str) -> None:
+    """Too many bad images end it at once."""
+    raise UserError(reason)
 
 
 class BadImages:
     """The images of one set that are left out, and what happens when a new one turns up.
 
-    `run` is the run's folder: its bad_images.tsv is shared by all ranks, which see each other's findings. Without one
-    (evaluation alone) findings go to the set's quarantine only.
+    A training run (`run` is its folder) leaves out what was in the set's quarantine when it began, which it keeps as
+    RUN/quarantine.tsv. What it finds itself is listed in RUN/bad_images.tsv and counted against `limit`, but every
+    window of it is tried again: whether a row is trained on depends on the image and its window, never on what was met
+    before. Without a run (evaluation) all that is in the set's quarantine counts: a score over half of a set is none.
+    `too_many` is told of more than `limit`; more than that from the start raises UserError.
     """
 
-    def __init__(self, index: Index, limit: int, run: Path | None = None):
+    def __init__(self, index: Index, limit: int, run: Path | None = None, too_many: Refuse = refuse):
         self.index = index
         self.limit = limit
+        self.too_many = too_many
         self.run_file = run / BAD_IMAGES if run else None
-        self.num_found = 0  # by this process, or by all ranks of the run
-        names = {shard.name: number for number, shard in enumerate(index.shards)}
-        self._ids = self._rows(read(index.folder / QUARANTINE), names)
-        self.num_known = len(self._ids)
-        self._locations = {index.location(number): number for number in range(len(index.shards))}
+        begun_with = run / QUARANTINE if run and (run / QUARANTINE).exists() else index.folder / QUARANTINE
+        self._out = self._rows(read(begun_with))
+        self._suspects = np.zeros(0, np.int64)
         self._state: tuple[int, int] | None = None
+        self.num_found = 0 if run else len(self._out)
+        self._look()
+        if self.num_found > limit:
+            raise UserError(self._refusal())
 
     def among(self, ids: np.ndarray) -> np.ndarray:
         """Which of `ids` to leave out: bool [n]."""
+        return np.isin(ids, self._out)
+
+    def suspects(self, ids: np.ndarray) -> np.ndarray:
+        """Which of `ids` could not be decoded in another window, or another epoch: bool [n]. To be tried one by one."""
         self._look()
-        return np.isin(ids, self._ids)
+        return np.isin(ids, self._suspects)
 
     def add(self, ids: np.ndarray, reasons: list[str]) -> None:
-        """Write down and tell what cannot be decoded. Raises UserError when that is more than `limit` images."""
-        number = self.index.shard[ids]
+        """Write down and tell what cannot be decoded; more than `limit` images are too many."""
+        new = np.setdiff1d(ids, self._suspects)
+        reason_of = dict(zip(ids.tolist(), reasons, strict=True))
         found = [
-            Entry(self.index.location(shard), self.index.key_of(sample), reason)
-            for shard, sample, reason in zip(number.tolist(), ids.tolist(), reasons, strict=True)
+            Entry(self.index.shards[self.index.shard[sample]].name, self.index.key_of(sample), reason_of[sample])
+            for sample in new.tolist()
         ]
-        self._ids = np.union1d(self._ids, ids)
-        new = add(self.run_file, found) if self.run_file else found
+        self._suspects = np.union1d(self._suspects, new)
         with contextlib.suppress(OSError):  # a set that one may only read; the run's own list is enough
-            named = zip(number.tolist(), found, strict=True)
-            add(self.index.folder / QUARANTINE, [e._replace(shard=self.index.shards[n].name) for n, e in named])
-        self.num_found = len(read(self.run_file)) if self.run_file else self.num_found + len(found)
-        for entry in new:
+            add(self.index.folder / QUARANTINE, found)
+        told = add(self.run_file, found) if self.run_file else found
+        before = len(read(self.run_file)) - len(told) if self.run_file else self.num_found
+        self.num_found = before + len(told)
+        for number, entry in enumerate(told, start=before + 1):
             print(
-                f"warning: {entry.shard}: the image '{entry.key}' cannot be decoded ({entry.reason}). Its row is left "
-                f"out; {self.num_found} such images so far, at most {self.limit} (data.max_bad_images)",
+                f"warning: {self.index.shards_root}/{entry.shard}: the image '{entry.key}' cannot be decoded "
+                f"({entry.reason}). Its row is left out; {number} such images so far, at most {self.limit} "
+                f"(data.max_bad_images)",
                 file=sys.stderr,
                 flush=True,
             )
-        if self.num_found > self.limit:
-            where = self.run_file or self.index.folder / QUARANTINE
-            look = "where it was packed" if self.index.is_remote else f"with: python -m launch.lint {self.index.folder}"
-            raise UserError(
-                f"{self.num_found} images cannot be decoded, more than data.max_bad_images={self.limit}: {where} lists "
-                f"them. Look at the set {look}; or raise data.max_bad_images"
-            )
+        if told and self.num_found > self.limit:
+            self.too_many(self._refusal())
+
+    def _refusal(self) -> str:
+        where = self.run_file or self.index.folder / QUARANTINE
+        look = "where it was packed" if self.index.is_remote else f"with: python -m launch.lint {self.index.folder}"
+        return (
+            f"{self.num_found} images of {self.index.shards_root} cannot be decoded, more than data.max_bad_images="
+            f"{self.limit}: {where} lists them. Look at the set {look}; then mend it, or raise data.max_bad_images "
+            f"(launch.evaluate: --max-bad-images)"
+        )
 
     def _look(self) -> None:
         """Take in what other ranks, or the run before it was stopped, have found."""
@@ -115,10 +146,13 @@ class BadImages:
         stat = self.run_file.stat()
         if (stat.st_mtime_ns, stat.st_size) != self._state:
             self._state = stat.st_mtime_ns, stat.st_size
-            self._ids = np.union1d(self._ids, self._rows(read(self.run_file), self._locations))
+            entries = read(self.run_file)
+            self.num_found = len(entries)
+            self._suspects = np.union1d(self._suspects, self._rows(entries))
 
-    def _rows(self, entries: list[Entry], numbers: dict[str, int]) -> np.ndarray:
-        """The ids of entries whose shard has a number; a sample that is not in the index harms nobody."""
+    def _rows(self, entries: list[Entry]) -> np.ndarray:
+        """The ids of entries; a shard or sample that is not in the index harms nobody."""
+        numbers = {shard.name: number for number, shard in enumerate(self.index.shards)}
         keys: dict[int, list[bytes]] = {}
         for entry in entries:
             if entry.shard in numbers:

@@ -42,14 +42,16 @@ class Patience:
 
 
 PATIENT = Patience()
+AT_START = Patience(attempts=3)  # a mistyped host should be told while the person is still there
 
 
 class Failure(Exception):
-    """Why a fetch failed, what the user can do, and whether it may go better when it is tried `again`."""
+    """Why a fetch failed, what the user can do, whether it may go better when it is tried `again`, and whether the same
+    reason twice is enough to be sure that it will not (`sure_twice`)."""
 
-    def __init__(self, reason: str, action: str, again: bool = False):
+    def __init__(self, reason: str, action: str, again: bool = False, sure_twice: bool = False):
         super().__init__(reason)
-        self.reason, self.action, self.again = reason, action, again
+        self.reason, self.action, self.again, self.sure_twice = reason, action, again, sure_twice
 
 
 class _Missing(UserError):
@@ -95,7 +97,7 @@ def download(url: str, path: Path, patience: Patience = PATIENT, check: Callable
     _tried(url, copy, patience)
 
 
-def list_files(pattern: str, patience: Patience = PATIENT) -> list[tuple[str, int]]:
+def list_files(pattern: str, patience: Patience = AT_START) -> list[tuple[str, int]]:
     """URL and size in bytes of each file that a URL with wildcards means, or of the one without; -1: not told.
 
     Raises UserError, naming the URL: nothing there, no permission, or failure to the end.
@@ -143,17 +145,22 @@ def _scheme(url: str) -> str:
 def _tried(url: str, fetch: Callable[[], T], patience: Patience) -> T:
     """What `fetch` returns, in the end. Raises UserError if it does not."""
     wait_s = patience.wait_s
+    reason = ""
     for attempt in range(1, patience.attempts + 1):
         try:
-            return fetch()
+            fetched = fetch()
+            if attempt > 1:
+                print(f"{url} came at attempt {attempt}", file=sys.stderr, flush=True)
+            return fetched
         except UserError:
             raise
         except Exception as error:
             failure = error if isinstance(error, Failure) else _explain(error, url)
             text = f"{url} cannot be read: {failure.reason}"
-            if not failure.again:
+            if not failure.again or (failure.reason == reason and failure.sure_twice):
                 kind = _Missing if _status(error) in (404, 410) or isinstance(error, MISSING) else UserError
                 raise kind(f"{text}. {failure.action}") from error
+            reason = failure.reason
             if attempt == patience.attempts:
                 if isinstance(error, BUGS):
                     raise

@@ -71,6 +71,9 @@ def _samples(tar: tarfile.TarFile, path: Path, problem: Problem) -> Iterator[tup
         match = _KEY_AND_EXTENSION.match(member.name)
         if not member.isfile() or not match:
             continue
+        if member.issparse():  # its bytes are not where a reader of offsets looks for them
+            problem(path, match[1], "sparse", f"'{member.name}' is stored with holes. Make this shard without tar -S")
+            continue
         if match[1] != key:
             if components:
                 yield str(key), components
@@ -137,8 +140,9 @@ def image_size(encoded: bytes) -> tuple[int, int]:
 
     try:
         return Image.open(io.BytesIO(encoded)).size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(re.sub(r"\s*<.*?>", "", str(error))) from None  # an address would differ in each run
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        reason = re.sub(r"\s*<.*?>", "", str(error))  # an address would differ in each run
+        raise ValueError(reason or type(error).__name__) from None
 
 
 def raw_size(start: bytes, size: int) -> tuple[int, int, int]:
@@ -152,10 +156,15 @@ def raw_size(start: bytes, size: int) -> tuple[int, int, int]:
     version = npy.read_magic(stream)
     if version != (1, 0):
         raise ValueError(f"a .npy of version {version}")
-    shape, by_columns, dtype = npy.read_array_header_1_0(stream)
-    if dtype != "uint8" or by_columns or len(shape) != 3 or shape[2] != 3:
+    try:
+        shape, by_columns, dtype = npy.read_array_header_1_0(stream)
+    except Exception as error:  # the header is Python, and damaged Python can raise anything
+        raise ValueError(f"its header cannot be read: {error}") from None
+    if by_columns:
+        raise ValueError("pixels by columns (Fortran order), not by rows")
+    if dtype != "uint8" or len(shape) != 3 or shape[2] != 3:
         raise ValueError(f"{dtype} {list(shape)}, not uint8 [height, width, 3]")
     height, width, _ = shape
-    if stream.tell() + height * width * 3 != size or not height * width:
+    if min(height, width) < 1 or stream.tell() + height * width * 3 != size:
         raise ValueError(f"{size} bytes do not hold {height} x {width} pixels")
     return stream.tell(), width, height

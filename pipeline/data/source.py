@@ -13,14 +13,15 @@ from pipeline.config import Data
 from pipeline.data.ahead import Ahead
 from pipeline.data.cache import Cache
 from pipeline.data.index import Index
-from pipeline.data.quarantine import BadImages
+from pipeline.data.quarantine import BadImages, Refuse, refuse
 from pipeline.data.reader import Reader
 from pipeline.data.request import Request, shown
 from pipeline.data.windows import Windows
 
 
 class Source:
-    """`needs` gives the ids that this rank reads at each of `steps`; `run` holds the bad_images.tsv of all ranks."""
+    """`needs` gives the ids that this rank reads at each of `steps`, `machine_needs` those of all ranks of its machine,
+    which share a cache and must not evict what the others need. `run` holds the bad_images.tsv of all ranks."""
 
     def __init__(
         self,
@@ -28,12 +29,15 @@ class Source:
         data: Data,
         steps: range,
         needs: Callable[[int], np.ndarray],
+        machine_needs: Callable[[int], np.ndarray],
         run: Path | None = None,
+        too_many_bad: Refuse = refuse,
     ):
         self.index = index
         self.steps = steps
         self.needs = needs
-        self.bad = BadImages(index, data.max_bad_images, run)
+        self.machine_needs = machine_needs
+        self.bad = BadImages(index, data.max_bad_images, run, too_many_bad)
         cache = Cache(data.cache.expanduser(), int(data.cache_gb * 1e9)) if index.is_remote else None
         self.reader = Reader(index, cache)
         self.ahead = Ahead(cache, self._remote, self._shards, steps.start, steps.stop) if cache else None
@@ -43,7 +47,7 @@ class Source:
         return self.index.location(shard), facts.size, facts.sha256
 
     def _shards(self, step: int) -> np.ndarray:
-        return np.unique(self.index.shard[shown(self.needs(step))])
+        return np.unique(self.index.shard[shown(self.machine_needs(step))])
 
     def walk(self) -> Iterator[tuple[int, np.ndarray]]:
         """Each step with this rank's ids; shards are fetched some way ahead of it."""

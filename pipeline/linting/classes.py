@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.linting.findings import Findings
 
+FEW_CLASSES = 1000  # a few shards of ImageNet may have fewer samples than it has classes
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
 
 
@@ -15,7 +16,12 @@ def balance(counts: dict[int, int], classes: tuple[str, ...] | None, findings: F
     """Without a class list, every label up to the largest is a class, named by its number."""
     num_classes = len(classes) if classes else max(counts, default=-1) + 1
     num_empty = num_classes - len(counts)
-    for label in islice((label for label in range(num_classes) if label not in counts), findings.listed):
+    num_images = sum(counts.values())
+    if classes is None and num_classes > max(num_images, FEW_CLASSES):
+        findings.add("label", "", "", f"the largest label is {max(counts)}, but there are only {num_images} images")
+        num_classes, num_empty = len(counts), 0
+    empty = (label for label in range(num_classes) if label not in counts) if num_empty else ()
+    for label in islice(empty, findings.listed):
         named = f" ('{classes[label]}')" if classes else ""
         findings.add("empty_class", "", "", f"class {label}{named} has no image")
     if num_empty > findings.listed:

@@ -6,7 +6,7 @@ nothing else: Pillow forgives some damaged files that DALI does not, and the oth
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -35,11 +35,23 @@ def raw_pixels(images: Iterator[Stored]) -> Iterator[tuple[int, np.ndarray]]:
         yield row, np.frombuffer(content, np.uint8).reshape(height, width, 3)
 
 
-def decoded(images: Iterator[Stored], on_bad: dali.OnBad) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, uint8 [height, width, 3]) of encoded images. `on_bad` is told the rows that cannot be decoded, and why;
-    they come as one grey pixel.
+Tell = Callable[[np.ndarray, list[str]], None]
+
+
+class Told(NamedTuple):
+    """For the decoder: whom to tell of a bad image. None is suspected before it was decoded."""
+
+    add: Tell
+
+    def suspects(self, ids: np.ndarray) -> np.ndarray:
+        return np.zeros(len(ids), bool)
+
+
+def decoded(images: Iterator[Stored], tell: Tell) -> Iterator[tuple[int, np.ndarray]]:
+    """(row, uint8 [height, width, 3]) of encoded images. `tell` is given the rows that cannot be decoded, and why; they
+    come as one grey pixel.
     """
-    for request, windows in dali.windows_on_cpu(_requests(images), threads=1, prefetch=1, on_bad=on_bad):
+    for request, windows in dali.windows_on_cpu(_requests(images), threads=1, prefetch=1, bad=Told(tell)):
         rows = request.ids[request.ids >= 0].tolist()
         yield from zip(rows, windows, strict=False)
 

@@ -31,6 +31,7 @@ KINDS = {
     "index": Kind(ERROR, "damaged files of the index", "Index again with launch.pack"),
     "no_samples": Kind(ERROR, "no samples at all", "Give a folder or pattern of shards that hold samples"),
     "name": Kind(ERROR, "file names that are not printable UTF-8", _AGAIN),
+    "sparse": Kind(ERROR, "members stored with holes", "Make this shard again, without tar -S"),
     "mixed": Kind(ERROR, "raw pixels among encoded images", "Make sets of one form"),
     "duplicate_key": Kind(ERROR, "keys that come twice", f"{_AGAIN} with unique keys, a key's files together"),
     "missing": Kind(ERROR, "samples without image or label", f"{_AGAIN} with both, or without the sample"),

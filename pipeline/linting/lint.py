@@ -4,7 +4,6 @@ In: a packed set's folder, or tars without an index. Out: lint.json, lint.html a
 quarantine.tsv. The same set gives the same lint.json, at any number of workers.
 """
 
-import fcntl
 import json
 import os
 import tempfile
@@ -24,6 +23,7 @@ from pipeline.linting.examine import Job, work
 from pipeline.linting.findings import Finding, Findings
 from pipeline.linting.repeats import Digests
 from pipeline.linting.target import Target, target
+from pipeline.locks import lock
 from pipeline.workers import run
 
 VERSION = 1
@@ -143,13 +143,12 @@ def _stale(known: list[Entry], bad: list[Entry], unknown: set[str]) -> list[Entr
 
 def _forget(path: Path, stale: set[Entry]) -> None:
     """Remove entries; those that a run adds meanwhile wait for the lock."""
-    with open(path, "a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open(path, "a+b") as file:
+        lock(file)
         kept = [entry for entry in quarantine.read(path) if entry not in stale]
+        file.truncate(0)
         if kept:
-            _write(path, "".join("\t".join(line) + "\n" for line in [Entry._fields, *kept]))
-        else:
-            path.unlink()
+            file.write(quarantine.as_text([Entry(*Entry._fields), *kept]))
 
 
 def _write(path: Path, text: str) -> None:

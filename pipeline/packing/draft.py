@@ -4,7 +4,6 @@
 an interrupted run goes on only under the same request, and a finished one knows whether it is asked for the same.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.locks import lock
 
 REQUEST = "pack.json"
 REJECTED = "rejected.tsv"
@@ -53,13 +53,9 @@ def draft(out: Path, request: dict[str, Any], say: Callable[[str], None]) -> Ite
     """
     part = out.with_name(f"{out.name}.part")
     part.mkdir(parents=True, exist_ok=True)
-    with open(part / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is packing to {part} now. Wait for it, or give another OUT") from None
-        except OSError:
-            pass  # a file system without locks
+    with open(part / _LOCK, "w") as held:
+        if not lock(held, wait=False):
+            raise UserError(f"another process is packing to {part} now. Wait for it, or give another OUT")
         begun = _read_request(part)
         difference = _difference(begun, request) if begun else None
         if difference:

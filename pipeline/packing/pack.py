@@ -27,6 +27,7 @@ from pipeline.workers import run
 VERSION = 2
 SHARD_IMAGES = 1000
 QUALITY = 90
+FEW_CLASSES = 1000  # a few shards of ImageNet may have fewer samples than it has classes
 
 Job = PackJob | ScanJob
 Meter = Callable[[int, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -101,6 +102,8 @@ def pack(
     }
     packed = draft.already_packed(target, request)
     if packed:
+        for name in packed["sets"]:
+            index.load(out / name)  # which tells if a shard has changed since
         say(f"already packed: {out}")
         return packed
     contents = None
@@ -174,6 +177,7 @@ def _scan_jobs(found: sources.Found, part: Path) -> dict[str, list[Job]]:
                 name=file.name,
                 record=records / f"{name}-{number:06d}.json",
                 url=f"{found.url}/{file.name}" if found.url else None,
+                listed_size=file.size,
             )
             for number, file in enumerate(files)
         ]
@@ -242,6 +246,12 @@ def _check_labels(found: sources.Found, shards: dict[str, list], classes: list[s
         for label, key in zip(columns["label"], columns["key"], strict=True)
     ]
     num_classes = len(classes) if classes else max(labels)[0] + 1
+    if not classes and num_classes > max(len(labels), FEW_CLASSES):
+        label, path, key = max(labels)
+        raise UserError(
+            f"{path}: sample '{key.decode()}' has label {label}, but there are only {len(labels)} samples. Mend it, or "
+            f"give the list of classes with --classes"
+        )
     for label, path, key in labels:
         if not 0 <= label < num_classes:
             raise UserError(

@@ -67,6 +67,7 @@ class ScanJob:
     name: str
     record: Path
     url: str | None = None
+    listed_size: int = -1  # in bytes, of what is behind the URL; -1 if that was not told
 
     def __len__(self) -> int:
         return 1
@@ -78,7 +79,8 @@ class ScanJob:
         try:
             record = _record(self.tar, self.name, [], None)
         except UserError as error:
-            raise UserError(str(error).replace(str(self.tar), self.url or str(self.tar))) from None
+            all_of_them = "" if self.url else f" (all that is wrong: python -m launch.lint {self.tar})"
+            raise UserError(str(error).replace(str(self.tar), self.url or str(self.tar)) + all_of_them) from None
         finally:
             if self.url:
                 self.tar.unlink()
@@ -97,7 +99,7 @@ def finished(job: PackJob | ScanJob) -> bool:
     try:
         record, size = job.record.stat(), json.loads(job.record.read_text())["shard"]["size"]
         if isinstance(job, ScanJob) and job.url:
-            return True  # the listing of the sources has its size
+            return job.listed_size == size
         tar = job.tar.stat()
     except (OSError, ValueError, KeyError):
         return False

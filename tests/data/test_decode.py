@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.data.decode import decode
 from pipeline.data.request import Request
 from pipeline.data.windows import Windows
+from pipeline.linting.decode import Told
 from tests.conftest import jpeg, photo
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def run_pairs(*requests, px=32, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3, device
         on_gpu=device.type == "cuda",
         threads=2,
         prefetch=prefetch,
-        on_bad=on_bad,
+        bad=Told(on_bad),
     )
 
 

@@ -129,7 +129,7 @@ def test_every_id_once_an_epoch_less_the_tail(photos, shuffle, epoch, batch):
 
 def asked(index, data, order, seed, steps, rank, world, micro_steps) -> np.ndarray:
     """What a rank asks its decoder for: id, label, window, flip, checksum of the bytes, colour: [steps, rows, 11]."""
-    source = Source(index, data, steps, lambda step: rank_part(order.batch(step), rank, world))
+    source = Source(index, data, steps, lambda step: rank_part(order.batch(step), rank, world), order.batch)
     rows = []
     for request in train_requests(source, data, order, seed, micro_steps):
         seen = request.windows

@@ -1,5 +1,6 @@
 """Whole runs through torchrun: resumed equals uninterrupted, any number of ranks scores the same, signals work."""
 
+import fcntl
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import refused
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["data.crop_px=64", "data.resize_px=72", "data.threads=1", "model.width=0.125", "model.dropout=0.5"]
@@ -83,7 +86,7 @@ def test_a_resumed_run_logs_exactly_what_an_uninterrupted_one_logs(config, unint
     assert "Traceback" not in said
     stopped_at = json.loads((folder / "checkpoints" / _latest(folder) / "progress.json").read_text())["step"]
     assert 3 <= stopped_at < 10, said
-    assert f"stopped by a signal after step {stopped_at}" in said
+    assert f"stopped after step {stopped_at}" in said
 
     said = train(2, config, folder)
     assert f"going on after step {stopped_at} of 10" in said
@@ -125,7 +128,7 @@ def test_evaluation_counts_the_same_at_1_2_and_3_ranks(uninterrupted):
 def test_the_network_learns_the_colours(config, tmp_path):
     """Chance is 80 % error; the label is the colour of the picture."""
     folder = tmp_path / "longer"
-    words = ["train.epochs=60", "optimizer.lr=0.02", "train.log_every_steps=20", "model.dropout=0"]
+    words = ["train.epochs=60", "optimizer.lr=0.01", "train.log_every_steps=20", "model.dropout=0"]
     train(2, config, folder, *words, "evaluation.every_epochs=60")
     run(2, "launch.evaluate", str(folder), "--views", "ten")
     result = json.loads((folder / "evaluation.json").read_text())
@@ -142,3 +145,29 @@ def test_batch_normalisation_scores_in_training_are_those_of_the_checkpoint(conf
     run(1, "launch.evaluate", str(folder), "--views", "centre")
     scored = json.loads((folder / "evaluation.json").read_text())["scores"]["centre"]
     assert logged["eval/centre/loss"] == pytest.approx(scored["loss"], rel=1e-6)
+
+
+def test_too_many_bad_images_end_a_run_with_a_checkpoint(config, make_set, tmp_path):
+    """On the rank that meets them or another: no traceback, one message, and nothing that was trained is lost."""
+    rotten = make_set("rotten", 60, broken=range(20, 40))
+    words = [f"data.train={rotten}", "data.max_bad_images=5", "train.epochs=4"]
+    command = torchrun(2, "launch.train", str(config), f"run={tmp_path / 'run'}", *SMALL, *words)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "more than data.max_bad_images=5" in ended.stderr
+    assert "is written; the same command goes on from it" in ended.stderr
+    folder = tmp_path / "run" / "checkpoints" / _latest(tmp_path / "run")
+    assert 1 <= json.loads((folder / "progress.json").read_text())["step"] < 20
+
+
+def test_a_second_job_is_refused_without_a_traceback(config, tmp_path):
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    with open(run_folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = torchrun(2, "launch.train", str(config), f"run={run_folder}", *SMALL)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert f"another job trains in {run_folder} now" in refused(ended)

@@ -68,6 +68,7 @@ def test_twenty_epochs_with_corrupt_images(make_set, tmp_path):
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
+        "quarantine.tsv",
     ]
     assert [path for path in scratch.rglob("*") if path.is_file()] == []
 

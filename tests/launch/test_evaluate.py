@@ -184,3 +184,21 @@ def test_run_that_was_trained_without_validation(copied):
     facts["config"]["data"]["validation"] = None
     path.write_text(json.dumps(facts))
     assert f"{copied} was trained without data.validation. Name a packed set: --data" in refused(evaluate(copied))
+
+
+def test_images_that_cannot_be_decoded_are_told_and_too_many_refused(run, make_set):
+    rotten = make_set("rotten", 20, broken=[2, 7, 11])
+    words = [run, "--views", "centre", "--data", rotten]
+    for _ in range(2):  # found, then known from the quarantine
+        assert "3 images of" in refused_text(evaluate(*words, "--max-bad-images", "2"))
+    ended = evaluate(*words)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"17 images of {rotten}")
+    assert "3 more images could not be decoded and are in no figure" in ended.stdout
+
+
+def refused_text(ended: subprocess.CompletedProcess) -> str:
+    """The message behind the warnings, and whatever the decoder says."""
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.stderr[ended.stderr.index("error: ") :]

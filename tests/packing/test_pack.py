@@ -446,6 +446,17 @@ class TestExistingShards:
         assert json.loads((tmp_path / "deep/out/train/manifest.json").read_text())["shards_root"] == "../../../wds"
         assert stored(tmp_path / "deep/out/validation")["x-validation-0_a"] == (encoded(), 2)
 
+    def test_a_label_that_makes_more_classes_than_samples(self, tmp_path, capsys):
+        folder = self.shards(tmp_path / "wds", names=["train-0.tar"], label=999_999)
+        error = refused(capsys, folder, tmp_path / "out")
+        assert "train-0.tar: sample 'train-0_b' has label 999999, but there are only 2 samples" in error
+
+    def test_a_shard_that_changed_since_is_told_when_it_is_packed_again(self, tmp_path, capsys):
+        run(photos(tmp_path / "photos"), tmp_path / "out")
+        with open(tmp_path / "out/train/shard-000000.tar", "ab") as shard:
+            shard.write(b"more")
+        assert "shard-000000.tar changed since it was indexed" in refused(capsys, tmp_path / "photos", tmp_path / "out")
+
     def test_pattern_and_class_list(self, tmp_path, monkeypatch):
         self.shards(tmp_path / "wds")
         (tmp_path / "classes.txt").write_text("cat\ndog\nemu\nyak\n")
