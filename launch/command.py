@@ -35,7 +35,10 @@ def run_command(main: Callable[[], None]) -> None:
             time.sleep(FIRST_PROCESS_SPEAKS_S)
             error = f"{error} (process {rank} of this machine)"
         print(f"error: {error}", file=sys.stderr, flush=True)
-        _leave_for_torchrun(error)
+        if "RANK" in os.environ:
+            _leave_for_torchrun(error)
+            sys.stdout.flush()
+            os._exit(EXIT_CODE)  # threads of a process group that is not left in peace abort a process that ends slowly
         sys.exit(EXIT_CODE)
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
