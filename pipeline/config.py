@@ -11,14 +11,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
+from pipeline.evaluation.views import Scales, looks
+from pipeline.evaluation.views import parse as parse_view
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-View = Literal["centre", "five", "ten"]
+
+
+def _view(value: Any) -> str:
+    parse_view(str(value))  # raises ValueError
+    return str(value)  # YAML reads 50 as a number
+
+
+View = Annotated[str, BeforeValidator(_view)]
 
 
 class Section(BaseModel):
@@ -61,7 +70,12 @@ class Data(Section):
     crop_px: Positive = 224
     """Side of the square that the network sees, in pixels."""
     resize_px: Positive = 256
-    """Short side before cropping, in recipe alexnet and in every evaluation."""
+    """Short side before cropping, in recipe alexnet and in evaluation (there also called test scale, or Q; crop_px of it
+    is the crop fraction: 224 of 256 is 0.875)."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter that images are resized with."""
+    antialias: bool = True
+    """Whether that filter grows with what it shrinks, as PIL's; false: as torch's interpolate does it by default."""
     scale_px: tuple[Positive, Positive] = (256, 512)
     """Range of the short side before cropping, in recipe vgg."""
     area: tuple[Fraction, Fraction] = (0.08, 1.0)
@@ -102,6 +116,13 @@ class Data(Section):
         if min(self.std) <= 0:
             raise ValueError(f"data.std={list(self.std)} must be positive")
         return self
+
+    def scales(self) -> Scales:
+        """The scales of views that name none: resize_px, and the three of VGG section 4.2, which are S and S - 32, S + 32
+        after training at one scale S, the ends and the middle after training on a range."""
+        low, high = self.scale_px if self.recipe == "vgg" else (self.resize_px, self.resize_px)
+        three = (low - 32, low, low + 32) if low == high else (low, (low + high) // 2, high)
+        return Scales(self.resize_px, three)
 
 
 class Model(Section):
@@ -218,7 +239,11 @@ class Evaluation(Section):
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between evaluations during training; the last step is always followed by one."""
     views: tuple[View, ...] = ("centre",)
-    """Views scored during training; the first one decides which checkpoint is the best."""
+    """Views scored during training; the first one decides which checkpoint is the best. Of centre, five, ten, 50, 150,
+    dense; dense@384 names a scale, dense@256-384-512 several, 150+dense averages two."""
+    corners: Literal["square", "whole"] = "square"
+    """Where five and ten crops have their corners: of the central square, as in the 2012 paper, or of the whole image, as
+    torchvision's TenCrop has them."""
     micro_batch: Positive = 64
     """Images per process at once; ten crops make ten times as many rows of it."""
 
@@ -273,6 +298,13 @@ class Config(Section):
             raise ValueError(
                 f"schedule.final_lr={self.schedule.final_lr:g} is above optimizer.lr={self.optimizer.lr:g}"
             )
+        for view in self.evaluation.views:
+            smallest = min(look.scale_px for look, _ in looks(view, self.data.scales()))
+            if smallest < self.data.crop_px:
+                raise ValueError(
+                    f"evaluation.views: {view} looks at a short side of {smallest} px, below data.crop_px="
+                    f"{self.data.crop_px}. Name larger scales: {view.partition('@')[0]}@..."
+                )
         if self.optimizer.nesterov and self.optimizer.lr_in_velocity:
             raise ValueError("optimizer.nesterov=true is not the papers' update: set optimizer.lr_in_velocity=false")
         if self.optimizer.nesterov and self.optimizer.momentum == 0:

@@ -1,9 +1,9 @@
 """The DALI graph: images and windows in, pixels out. The only file that imports DALI.
 
-In: requests. Out, on a GPU: float32 images [n, 3, px, px] in channels_last memory: only the window is decoded, resized
-with an antialiased triangular filter, flipped, colour-shifted, minus the mean, by the deviation. Out, on a CPU: decoded
-windows, which `finish.py` takes on, because DALI's resize and normalisation are 5 times as slow as torch's there
-(BENCHMARKS.md). EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
+In: requests. Out, on a GPU: float32 images [n, 3, px, px] in channels_last memory: only the window is decoded, resized,
+flipped, colour-shifted, minus the mean, by the deviation; or, for evaluation, whole images at several scales. Out, on a
+CPU: decoded windows, which `finish.py` takes on, because DALI's resize and normalisation are 5 times as slow as torch's
+there (BENCHMARKS.md). EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
 
 An image that cannot be decoded breaks a DALI graph for good. The culprits are then found one by one, and the same batch
 is decoded by a new graph with a grey image in their rows, labelled -1. Only the window counts: a torn photo may be
@@ -13,12 +13,13 @@ whole where one lies. So a suspect is tried anew in each of its windows, by itse
 import io
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request, shown
 
 
@@ -40,6 +41,8 @@ def images_on_gpu(
     px: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    interpolation: str,
+    antialias: bool,
     device: torch.device,
     threads: int,
     prefetch: int,
@@ -58,21 +61,60 @@ def images_on_gpu(
         graph.feed_input("mean", 255.0 * (np.asarray(mean, np.float32) - windows.colour))
 
     def build(rows: int, depth: int) -> Any:
-        return _gpu_graph(rows, is_raw, px, std, device.index, threads, depth)
+        return _gpu_graph(rows, is_raw, px, std, (interpolation, antialias), device.index, threads, depth)
+
+    for request, (output,) in _held(requests, build, feed, prefetch, bad, device):
+        # No copy. NHWC seen as NCHW is channels_last without moving a byte.
+        yield request, torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
+
+
+def renderings_on_gpu(
+    requests: Iterator[Request],
+    *,
+    is_raw: bool,
+    renderings: Sequence[Rendering],
+    device: torch.device,
+    threads: int,
+    prefetch: int,
+    bad: Bad,
+) -> Iterator[tuple[Request, list[list[torch.Tensor]]]]:
+    """Yield each request with the uint8 images [height, width, 3] of its rows in each of `renderings`, on `device`.
+
+    Images are decoded once, and stay valid until the caller asks for the next.
+    """
+
+    def feed(graph: Any, request: Request) -> None:
+        _feed_windows(graph, request)
+        for number, wanted in enumerate(renderings):
+            sizes = wanted.sizes(request.windows.height, request.windows.width)
+            graph.feed_input(f"size{number}", sizes.astype(np.float32))
+
+    def build(rows: int, depth: int) -> Any:
+        return _renderings_graph(rows, is_raw, renderings, device.index, threads, depth)
+
+    for request, outputs in _held(requests, build, feed, prefetch, bad, device):
+        rows = range(len(request.ids))
+        yield request, [[torch.from_dlpack(output[row]) for row in rows] for output in outputs]
+
+
+def _held(
+    requests: Iterator[Request], build: Build, feed: Feed, prefetch: int, bad: Bad, device: torch.device
+) -> Iterator[tuple[Request, tuple[Any, ...]]]:
+    """What `_run` yields, kept from being written again until the GPU has done what the caller asked of it.
+
+    The default executor leaves a released buffer alone while someone holds it. When the caller lets go of it, kernels
+    that read it may be waiting yet.
+    """
 
     def stream() -> Any:
         return torch.cuda.current_stream(device)
 
-    in_use: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
-    for request, output in _run(requests, build, feed, prefetch, bad, stream):
-        # No copy: the default executor leaves a released buffer alone while someone holds it. NHWC seen as NCHW is
-        # channels_last without moving a byte.
-        images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
-        yield request, images
-        # The caller has let go of it, but the kernels that read it may be waiting yet: DALI must not write there.
+    in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
+    for request, outputs in _run(requests, build, feed, prefetch, bad, stream):
+        yield request, outputs
         done = torch.cuda.Event()
         done.record(stream())
-        in_use.append((images, done))
+        in_use.append((outputs, done))
         while in_use and in_use[0][1].query():
             in_use.popleft()
 
@@ -85,7 +127,7 @@ def windows_on_cpu(
     def build(rows: int, depth: int) -> Any:
         return _cpu_graph(rows, threads, depth)
 
-    for request, windows in _run(requests, build, _feed_windows, prefetch, bad):
+    for request, (windows,) in _run(requests, build, _feed_windows, prefetch, bad):
         yield request, [np.asarray(windows[row]) for row in range(len(request.ids))]
 
 
@@ -96,8 +138,8 @@ def _run(
     prefetch: int,
     bad: Bad,
     stream: Callable[[], Any] = lambda: None,
-) -> Iterator[tuple[Request, Any]]:
-    """Keep `prefetch` requests going in a graph, and a whole graph under them."""
+) -> Iterator[tuple[Request, tuple[Any, ...]]]:
+    """Keep `prefetch` requests going in a graph, and a whole graph under them. Yields requests with its outputs."""
     probe = _Probe(build, feed)
     requests = (_without_bad(request, bad.suspects(shown(request.ids)), probe, bad) for request in requests)
     waiting = deque(_take(requests, prefetch))  # holds the buffers that DALI reads without copying them
@@ -109,7 +151,7 @@ def _run(
                 feed(graph, request)
             graph.schedule_run()  # the first call runs as many times as were fed
         try:
-            (output,) = graph.share_outputs(cuda_stream=stream())
+            outputs = graph.share_outputs(cuda_stream=stream())
         except RuntimeError:
             graph = None
             mended = _without_bad(waiting[0], np.ones(len(waiting[0].ids), bool), probe, bad)
@@ -123,7 +165,7 @@ def _run(
             feed(graph, request)
             waiting.append(request)
             graph.schedule_run()
-        yield done, output
+        yield done, tuple(outputs)
 
 
 def _take(requests: Iterator[Request], number: int) -> list[Request]:
@@ -225,14 +267,21 @@ def _cpu_graph(rows: int, threads: int, depth: int) -> Any:
 
 
 def _gpu_graph(
-    rows: int, is_raw: bool, px: int, std: tuple[float, float, float], gpu: int, threads: int, depth: int
+    rows: int,
+    is_raw: bool,
+    px: int,
+    std: tuple[float, float, float],
+    filter: tuple[str, bool],
+    gpu: int,
+    threads: int,
+    depth: int,
 ) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, device_id=gpu)
     def graph():
         images = _windows(is_raw, device="mixed")
-        images = fn.resize(images, size=[px, px], interp_type=types.INTERP_TRIANGULAR)
+        images = fn.resize(images, size=[px, px], **_filter(*filter))
         return fn.crop_mirror_normalize(
             images,
             mirror=fn.external_source(name="flip", dtype=types.INT32, ndim=0),
@@ -243,6 +292,33 @@ def _gpu_graph(
         )
 
     return _built(graph)
+
+
+def _renderings_graph(
+    rows: int, is_raw: bool, renderings: Sequence[Rendering], gpu: int | None, threads: int, depth: int
+) -> Any:
+    """On the CPU if `gpu` is None, which tests use."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    options: dict[str, Any] = {"device_id": gpu}
+
+    @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, **options)
+    def graph():
+        images = _windows(is_raw, device="cpu" if gpu is None else "mixed")
+        sizes = [fn.external_source(name=f"size{n}", dtype=types.FLOAT, ndim=1) for n in range(len(renderings))]
+        return tuple(
+            fn.resize(images, size=size, **_filter(wanted.interpolation, wanted.antialias))
+            for size, wanted in zip(sizes, renderings, strict=True)
+        )
+
+    return _built(graph)
+
+
+def _filter(interpolation: str, antialias: bool) -> dict[str, Any]:
+    from nvidia.dali import types
+
+    kinds: dict[str, Any] = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+    return {"interp_type": kinds[interpolation], "antialias": antialias}
 
 
 def _built(graph: Callable[[], Any]) -> Any:

@@ -4,13 +4,14 @@ On a GPU, DALI does everything. On a CPU, DALI decodes the windows (raw pixels n
 5 times as fast as DALI would there. Both give the same pixels within a level or two of 255 (tests/data/test_decode.py).
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from pipeline.data import dali
-from pipeline.data.finish import images_on_cpu
+from pipeline.data.finish import images_on_cpu, renderings_on_cpu
+from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request
 
 
@@ -21,6 +22,8 @@ def decode(
     px: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    interpolation: str,
+    antialias: bool,
     device: torch.device,
     on_gpu: bool,
     threads: int,
@@ -33,14 +36,40 @@ def decode(
     come back grey with label -1, after `bad` was told of their ids and the reasons. Images stay valid as long as the
     caller holds them.
     """
-    how: dict = {"px": px, "mean": mean, "std": std, "threads": threads, "prefetch": prefetch}
+    how: dict = {"px": px, "mean": mean, "std": std, "interpolation": interpolation, "antialias": antialias}
+    how |= {"threads": threads, "prefetch": prefetch}
     if on_gpu:
         yield from dali.images_on_gpu(requests, is_raw=is_raw, device=device, bad=bad, **how)
         return
-    cut: Iterator[tuple[Request, list[np.ndarray]]]
-    if is_raw:
-        cut = ((request, request.cut()) for request in requests)
-    else:
-        cut = dali.windows_on_cpu(requests, threads=threads, prefetch=prefetch, bad=bad)
-    for request, images in images_on_cpu(cut, **how):
+    for request, images in images_on_cpu(_cut(requests, is_raw, threads, prefetch, bad), **how):
         yield request, images.to(device)
+
+
+def render(
+    requests: Iterator[Request],
+    *,
+    is_raw: bool,
+    renderings: Sequence[Rendering],
+    device: torch.device,
+    on_gpu: bool,
+    threads: int,
+    prefetch: int,
+    bad: dali.Bad,
+) -> Generator[tuple[Request, list[list[torch.Tensor]]], None, None]:
+    """Yield each request, of whole images, with the uint8 images [height, width, 3] of its rows in each of
+    `renderings`, on `device`; for the rest as `decode`. Images are valid until the caller asks for the next."""
+    how: dict = {"renderings": renderings, "threads": threads, "prefetch": prefetch}
+    if on_gpu:
+        yield from dali.renderings_on_gpu(requests, is_raw=is_raw, device=device, bad=bad, **how)
+        return
+    for request, images in renderings_on_cpu(_cut(requests, is_raw, threads, prefetch, bad), **how):
+        yield request, [[image.to(device) for image in of_one] for of_one in images]
+
+
+def _cut(
+    requests: Iterator[Request], is_raw: bool, threads: int, prefetch: int, bad: dali.Bad
+) -> Iterator[tuple[Request, list[np.ndarray]]]:
+    """Requests with their uint8 windows."""
+    if is_raw:
+        return ((request, request.cut()) for request in requests)
+    return dali.windows_on_cpu(requests, threads=threads, prefetch=prefetch, bad=bad)

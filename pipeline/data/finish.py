@@ -1,22 +1,22 @@
 """The last step on a CPU: uint8 windows to what the network sees, on a few threads of torch.
 
-In: requests with their windows. Out: float32 images [n, 3, px, px] in channels_last memory, resized with an antialiased
-triangular filter, flipped, colour-shifted, minus the mean, by the deviation. Pixels equal PIL's antialiased BILINEAR
-within one level of 255; on a GPU, DALI does the same, and differs from it in the one or two outermost rows and columns,
-where it repeats the border (up to 10 levels on noise).
+In: requests with their windows. Out, for training: float32 images [n, 3, px, px] in channels_last memory, resized,
+flipped, colour-shifted, minus the mean, by the deviation. Out, for evaluation: whole images at the wanted scales, uint8.
+Pixels equal PIL's within one level of 255; on a GPU, DALI does the same, and differs from it in the one or two outermost
+rows and columns, where it repeats the border (up to 10 levels on noise).
 """
 
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Barrier
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from pipeline.data.rendering import Rendering, resize
 from pipeline.data.request import Request
 
 CHUNK = 8  # images a task
@@ -31,6 +31,8 @@ def images_on_cpu(
     px: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    interpolation: str,
+    antialias: bool,
     threads: int,
     prefetch: int,
 ) -> Iterator[tuple[Request, torch.Tensor]]:
@@ -47,7 +49,16 @@ def images_on_cpu(
             offset = (request.windows.colour - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
             rows = [slice(start, start + CHUNK) for start in range(0, len(windows), CHUNK)]
             work = [
-                pool.submit(_finish, windows[part], images[part], request.windows.flip[part], scale, offset[part])
+                pool.submit(
+                    _finish,
+                    windows[part],
+                    images[part],
+                    request.windows.flip[part],
+                    scale,
+                    offset[part],
+                    interpolation,
+                    antialias,
+                )
                 for part in rows
             ]
             ahead.append((request, images, work))
@@ -57,6 +68,41 @@ def images_on_cpu(
             yield _done(*ahead.popleft())
 
 
+def renderings_on_cpu(
+    cut: Iterator[tuple[Request, list[np.ndarray]]], *, renderings: Sequence[Rendering], threads: int, prefetch: int
+) -> Iterator[tuple[Request, list[list[torch.Tensor]]]]:
+    """Yield each request with the uint8 images [height, width, 3] of its rows in each of `renderings`; `threads`
+    threads work on the next `prefetch` requests meanwhile.
+    """
+
+    def render(windows: list[np.ndarray]) -> list[list[torch.Tensor]]:
+        return [_render(window, renderings) for window in windows]
+
+    ahead: deque[tuple[Request, list[Future]]] = deque()
+    with _pool(threads) as pool:
+        for request, windows in cut:
+            parts = [windows[start : start + CHUNK] for start in range(0, len(windows), CHUNK)]
+            ahead.append((request, [pool.submit(render, part) for part in parts]))
+            if len(ahead) > prefetch:
+                yield _rendered(*ahead.popleft())
+        while ahead:
+            yield _rendered(*ahead.popleft())
+
+
+def _render(window: np.ndarray, renderings: Sequence[Rendering]) -> list[torch.Tensor]:
+    pixels = torch.from_numpy(window)
+    sizes = [wanted.sizes(*np.array([window.shape[:2]]).T)[0].tolist() for wanted in renderings]
+    return [
+        resize(pixels, *size, wanted.interpolation, wanted.antialias)
+        for size, wanted in zip(sizes, renderings, strict=True)
+    ]
+
+
+def _rendered(request: Request, work: list[Future]) -> tuple[Request, list[list[torch.Tensor]]]:
+    rows = [row for future in work for row in future.result()]
+    return request, [list(images) for images in zip(*rows, strict=True)]
+
+
 def _done(request: Request, images: np.ndarray, work: list[Future]) -> tuple[Request, torch.Tensor]:
     for future in work:
         future.result()
@@ -64,16 +110,19 @@ def _done(request: Request, images: np.ndarray, work: list[Future]) -> tuple[Req
 
 
 def _finish(
-    windows: list[np.ndarray], images: np.ndarray, flip: np.ndarray, scale: np.ndarray, offset: np.ndarray
+    windows: list[np.ndarray],
+    images: np.ndarray,
+    flip: np.ndarray,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    interpolation: str,
+    antialias: bool,
 ) -> None:
     """Write the images of some windows: pixel * scale + offset, scale [3] the same for all, offset [n, 3]."""
     px = images.shape[1]
     scales = torch.from_numpy(np.tile(scale, px))
     for number, window in enumerate(windows):
-        pixels = torch.from_numpy(window)
-        if pixels.shape[:2] != (px, px):
-            planes = pixels[None].permute(0, 3, 1, 2)  # in this order, so that torch sees channels_last and keeps it
-            pixels = F.interpolate(planes, size=(px, px), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        pixels = resize(torch.from_numpy(window), px, px, interpolation, antialias)
         if flip[number]:
             pixels = pixels.flip(1)
         # Whole rows, since along three colours alone nothing is fast. A tensor made in this thread, since one made in

@@ -6,23 +6,36 @@ A batch is always full; rows that only pad it carry label -1 and id -1, so no ra
 
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.config import Data
 from pipeline.data import windows
-from pipeline.data.decode import decode
+from pipeline.data.decode import decode, render
 from pipeline.data.index import Index
 from pipeline.data.order import Order, machine_part, rank_part, sequential_batch
 from pipeline.data.quarantine import Refuse, refuse
+from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request, shown
 from pipeline.data.source import Source
 from pipeline.errors import UserError
 from pipeline.runtime import Place
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """images[r][n] is row n in rendering r: uint8 [height, width, 3] on the device, valid until the next batch is asked
+    for; the rest as in `Batch`."""
+
+    images: list[list[torch.Tensor]]
+    labels: torch.Tensor
+    ids: np.ndarray
+    wait_s: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,16 @@ def train_batches(
         too_many_bad,
     )
     requests = train_requests(source, data, order, seed, micro_steps)
-    return _batches(requests, source, data, data.crop_px, place, device)
+    decoded = decode(
+        requests,
+        px=data.crop_px,
+        mean=data.mean,
+        std=data.std,
+        interpolation=data.interpolation,
+        antialias=data.antialias,
+        **_how(source, data, place, device),
+    )
+    return (Batch(*parts) for parts in _timed(decoded, source, device))
 
 
 def train_requests(source: Source, data: Data, order: Order, seed: int, micro_steps: int) -> Iterator[Request]:
@@ -85,14 +107,26 @@ def train_requests(source: Source, data: Data, order: Order, seed: int, micro_st
             yield source.request(ids, choose(index.height[ids], index.width[ids], ids, seed, order.epoch(step)))
 
 
-def eval_batches(index: Index, data: Data, *, place: Place, device: torch.device, micro_batch: int) -> Iterator[Batch]:
-    """This rank's share of every sample, once: the central square of each image at `resize_px`, to cut views from."""
-    rows = min(micro_batch, -(-index.num_samples // place.world))
+def eval_batches(
+    index: Index,
+    data: Data,
+    renderings: Sequence[Rendering],
+    *,
+    place: Place,
+    device: torch.device,
+    micro_batch: int,
+    samples: np.ndarray | None = None,
+) -> Iterator[Rendered]:
+    """This rank's share of every sample (or of `samples`, ids [n]), once: whole images in each of `renderings`, to cut
+    views from. Each image is decoded once."""
+    samples = np.arange(index.num_samples) if samples is None else samples
+    rows = min(micro_batch, -(-len(samples) // place.world))
     global_batch = rows * place.world
-    steps = range(-(-index.num_samples // global_batch))
+    steps = range(-(-len(samples) // global_batch))
 
     def batch(step: int) -> np.ndarray:
-        return sequential_batch(step, index.num_samples, global_batch)
+        numbers = sequential_batch(step, len(samples), global_batch)
+        return np.where(numbers < 0, -1, samples[numbers])
 
     source = Source(
         index,
@@ -102,10 +136,11 @@ def eval_batches(index: Index, data: Data, *, place: Place, device: torch.device
         lambda step: machine_part(batch(step), place),
     )
     requests = (
-        source.request(ids, windows.centre_square(index.height[shown(ids)], index.width[shown(ids)], ids))
+        source.request(ids, windows.whole(index.height[shown(ids)], index.width[shown(ids)]))
         for _, ids in source.walk()
     )
-    return _batches(requests, source, data, data.resize_px, place, device)
+    rendered = render(requests, renderings=renderings, **_how(source, data, place, device))
+    return (Rendered(*parts) for parts in _timed(rendered, source, device))
 
 
 def window_recipe(index: Index, data: Data):
@@ -138,32 +173,22 @@ def _pca(index: Index, data: Data):
     return *windows.pca_of(index.rgb_covariance), data.pca_std
 
 
-def _batches(
-    requests: Iterator[Request],
-    source: Source,
-    data: Data,
-    px: int,
-    place: Place,
-    device: torch.device,
-) -> Iterator[Batch]:
-    decoded = decode(
-        requests,
-        is_raw=source.index.is_raw,
-        px=px,
-        mean=data.mean,
-        std=data.std,
-        device=device,
-        on_gpu=decodes_on_gpu(data, device),
-        threads=data.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world),
-        prefetch=data.prefetch,
-        bad=source.bad,
-    )
-    return _timed(decoded, source, device)
+def _how(source: Source, data: Data, place: Place, device: torch.device) -> dict[str, Any]:
+    """What the decoder must know beside what to decode, in training and evaluation."""
+    return {
+        "is_raw": source.index.is_raw,
+        "device": device,
+        "on_gpu": decodes_on_gpu(data, device),
+        "threads": data.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world),
+        "prefetch": data.prefetch,
+        "bad": source.bad,
+    }
 
 
 def _timed(
-    decoded: Generator[tuple[Request, torch.Tensor], None, None], source: Source, device: torch.device
-) -> Iterator[Batch]:
+    decoded: Generator[tuple[Request, Any], None, None], source: Source, device: torch.device
+) -> Iterator[tuple[Any, torch.Tensor, np.ndarray, float]]:
+    """(images, labels, ids, wait_s) of each batch."""
     try:
         while True:
             start = time.perf_counter()
@@ -172,7 +197,7 @@ def _timed(
                 return
             request, images = pair
             labels = torch.from_numpy(request.labels).to(device, non_blocking=True)
-            yield Batch(images, labels, request.ids, time.perf_counter() - start)
+            yield images, labels, request.ids, time.perf_counter() - start
     finally:
         decoded.close()
         source.close()

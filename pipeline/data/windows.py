@@ -96,11 +96,10 @@ def inception(
     return _windows(top, left, window_h, window_w, ids, seed, epoch, pca)
 
 
-def centre_square(heights, widths, ids) -> Windows:
-    """Evaluation: the central square with the side of the image's short side, unflipped. Views are cut from it."""
-    side = np.minimum(heights, widths)
-    none = np.zeros(len(ids), bool), np.zeros((len(ids), 3), np.float32)
-    return _pack((heights - side) // 2, (widths - side) // 2, side, side, *none)
+def whole(heights, widths) -> Windows:
+    """Evaluation: all of the image, unflipped. Views are cut from it when it is resized."""
+    none = np.zeros(len(heights), np.int32)
+    return _pack(none, none, heights, widths, none > 0, np.zeros((len(heights), 3), np.float32))
 
 
 def pca_of(covariance) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,176 @@
+"""Exact evaluation: every image of a set scored once, at any number of ranks, over one or more views and networks.
+
+In: networks with their preprocessing, an index, the names of views. Out: `Outcomes`. Softmax outputs are averaged over
+the crops of a view, its scales, and the networks of an ensemble (Krizhevsky et al. 2012, section 4.1; Simonyan and
+Zisserman 2014, section 3.2). On a CPU in fp32 the result's bits depend on neither the number of ranks nor the batch:
+the network is always given `ROWS_ON_CPU` rows, because matrix products round otherwise at another number of rows.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.dense import to_dense
+from pipeline.config import Data
+from pipeline.data.index import Index
+from pipeline.data.loader import Rendered, eval_batches
+from pipeline.data.rendering import Rendering
+from pipeline.errors import UserError
+from pipeline.evaluation.outcomes import Outcomes, Table
+from pipeline.evaluation.views import Look, corner, looks
+from pipeline.runtime import Runtime
+
+ROWS_ON_CPU = 32  # of a forward pass, always
+ROWS_ON_GPU = 256  # at most: ten times the micro-batch of a VGG would need tens of GB
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network on the device, in evaluation mode, and how its images are prepared: crop_px, resize_px, interpolation,
+    antialias, mean and std of `data`."""
+
+    network: nn.Module
+    data: Data
+
+
+@torch.inference_mode()
+def evaluate(
+    contenders: Sequence[Contender],
+    index: Index,
+    data: Data,
+    views: Sequence[str],
+    *,
+    labels: np.ndarray | None = None,
+    corners: str,
+    runtime: Runtime,
+    micro_batch: int,
+    bf16: bool,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Outcomes:
+    """What became of every image in each view, the same on all ranks; with several contenders, of their average.
+
+    `data` says how images are read. `labels` int64 [N] are the network's outputs, by default the index's labels.
+    `advance` is told of the images done. All views share one pass, in which each image is decoded once and each crop
+    scored once. Called by all ranks together. Raises RuntimeError if an image was left out or counted twice, UserError
+    for a dense view of a network that has no dense form.
+    """
+    scorers = [_Scorer(one, views, corners, runtime.device, bf16) for one in contenders]
+    renderings = sorted({rendering for scorer in scorers for rendering in scorer.renderings})
+    labels = index.label.astype(np.int64) if labels is None else labels
+    table = Table(labels, list(views), runtime.device)
+    for batch in eval_batches(
+        index, data, renderings, place=runtime, device=runtime.device, micro_batch=micro_batch
+    ):
+        images = dict(zip(renderings, batch.images, strict=True))
+        found = [scorer.log_probabilities(images) for scorer in scorers]
+        rows = torch.from_numpy(np.flatnonzero(batch.ids >= 0)).to(runtime.device)
+        averaged = [_mean([one[number] for one in found])[rows] for number in range(len(views))]
+        ids = torch.from_numpy(batch.ids).to(runtime.device)[rows]
+        table.add(ids, batch.labels[rows] >= 0, averaged)
+        advance(len(batch.labels) * runtime.world)
+    return table.reduced()
+
+
+class _Scorer:
+    """One contender, and what its views look at."""
+
+    def __init__(self, contender: Contender, views: Sequence[str], corners: str, device: torch.device, bf16: bool):
+        data = contender.data
+        self.network, self.device, self.bf16, self.crop_px = contender.network, device, bf16, data.crop_px
+        self.square_px = corners == "square"
+        self.views = [looks(view, data.scales()) for view in views]
+        wanted = dict.fromkeys(look for view in self.views for look, _ in view)
+        self.crops = sorted((look for look in wanted if look.place != "dense"), key=lambda look: look.mirrored)
+        self.whole = sorted({look.scale_px for look in wanted if look.place == "dense"})
+        scales = sorted({look.scale_px for look in wanted})
+        self.rendering = {px: Rendering(px, data.interpolation, data.antialias) for px in scales}
+        self.renderings = list(self.rendering.values())
+        std = 255 * torch.tensor(data.std)
+        self.scale, self.offset = (1 / std).to(device), (-255 * torch.tensor(data.mean) / std).to(device)
+        self.dense = None
+        if self.whole:
+            try:
+                self.dense = to_dense(contender.network, data.crop_px)
+            except ValueError as error:
+                raise UserError(f"view dense: {error}. Leave the dense views out") from None
+
+    def log_probabilities(self, images: dict[Rendering, list[torch.Tensor]]) -> list[torch.Tensor]:
+        """Float32 [n, classes] of each view."""
+        by_look = self._of_crops(images)
+        for px in self.whole:
+            by_look |= self._of_whole(px, images[self.rendering[px]])
+        return [
+            _mean([by_look[look] for look, _ in view], [weight for _, weight in view]) for view in self.views
+        ]
+
+    def _of_crops(self, images: dict[Rendering, list[torch.Tensor]]) -> dict[Look, torch.Tensor]:
+        if not self.crops:
+            return {}
+        # Mirrored ones last, so that they are neighbours.
+        asked = [(look, image) for look in self.crops for image in images[self.rendering[look.scale_px]]]
+        size = ROWS_ON_GPU if self.device.type == "cuda" else ROWS_ON_CPU
+        found = torch.cat([self._forward(asked[start : start + size]) for start in range(0, len(asked), size)])
+        return dict(zip(self.crops, found.view(len(self.crops), -1, found.shape[1]), strict=True))
+
+    def _forward(self, asked: Sequence[tuple[Look, torch.Tensor]]) -> torch.Tensor:
+        """Log-probabilities float32 [len(asked), classes]."""
+        px = self.crop_px
+        rows = []
+        for look, image in asked:
+            height, width, _ = image.shape
+            square_px = look.scale_px if self.square_px else None
+            top, left = corner(look.place, height, width, px, square_px)
+            if look.mirrored:  # a crop of the mirrored image is the mirrored crop of the other side
+                left = width - px - left
+            rows.append(image[top : top + px, left : left + px])
+        pixels = torch.stack(rows)
+        first = next((number for number, (look, _) in enumerate(asked) if look.mirrored), len(asked))
+        if first < len(asked):
+            pixels[first:] = pixels[first:].flip(2)
+        missing = ROWS_ON_CPU - len(asked)
+        if self.device.type == "cpu" and missing > 0:
+            pixels = torch.cat([pixels, pixels.new_zeros(missing, px, px, 3)])
+        return self._scores(self.network, pixels)[: len(asked)].log_softmax(dim=1)
+
+    def _of_whole(self, px: int, images: list[torch.Tensor]) -> dict[Look, torch.Tensor]:
+        """Class scores are averaged over the map, softmax outputs over the image and its mirror image (section 3.2)."""
+        assert self.dense is not None
+        plain: list[torch.Tensor] = []
+        mirrored: list[torch.Tensor] = []
+        with _without_tuning():
+            for image in images:
+                both = torch.stack([image, image.flip(1)])
+                log_p = self._scores(self.dense, both).mean(dim=(2, 3)).log_softmax(dim=1)
+                plain.append(log_p[0])
+                mirrored.append(log_p[1])
+        return {Look(px, "dense", False): torch.stack(plain), Look(px, "dense", True): torch.stack(mirrored)}
+
+    def _scores(self, network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        """Float32 scores of uint8 [n, height, width, 3]."""
+        images = torch.addcmul(self.offset, pixels.float(), self.scale).permute(0, 3, 1, 2)  # channels_last
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return network(images).float()
+
+
+def _mean(log_p: list[torch.Tensor], weights: list[float] | None = None) -> torch.Tensor:
+    """The logarithm of the weighted mean of probabilities, all [n, classes]."""
+    if len(log_p) == 1:
+        return log_p[0]
+    logs = [math.log(weight) for weight in weights or [1 / len(log_p)] * len(log_p)]
+    return torch.stack(log_p).add_(torch.tensor(logs, device=log_p[0].device)[:, None, None]).logsumexp(dim=0)
+
+
+@contextmanager
+def _without_tuning():
+    """cuDNN would try all its algorithms anew for every image size."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

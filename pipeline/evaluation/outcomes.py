@@ -1,0 +1,97 @@
+"""What became of every image of a set: found on any rank, put together by one reduction, the same on all.
+
+In: log-probabilities and labels of a batch. Out: for each view the five likeliest classes of every image with their
+log-probabilities, and the label's. Each rank fills the rows of the images that it has seen, all others are zero, and
+integers add up exactly: so the bits of the result do not depend on the number of ranks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipeline.metrics import Score
+
+TOP = 5
+NO_CLASS = -1  # in place of a class: fewer than five classes, an image that was not scored, a row of NaN
+_OF_VIEW = 1 + 2 * TOP
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one view: classes int32 [N, 5], likeliest first; log_p float32 [N, 5]; label_log_p float32 [N]."""
+
+    classes: np.ndarray
+    log_p: np.ndarray
+    label_log_p: np.ndarray
+
+    def errors(self, labels: np.ndarray, scored: np.ndarray, top: int) -> np.ndarray:
+        """Bool [N]: whether the label is not among the `top` likeliest classes, for images that were scored."""
+        return scored & ~(self.classes[:, :top] == labels[:, None]).any(axis=1)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Of all N images: `labels` int64 [N], outputs of the network; `scored` bool [N], false where an image could not be
+    decoded; an `Outcome` for each view."""
+
+    labels: np.ndarray
+    scored: np.ndarray
+    views: dict[str, Outcome]
+
+    def scores(self) -> dict[str, Score]:
+        """The score of each view. Losses are summed in the order of the ids."""
+        seen = int(self.scored.sum())
+        found = {}
+        for view, outcome in self.views.items():
+            wrong = [int(outcome.errors(self.labels, self.scored, top).sum()) for top in (1, TOP)]
+            loss = -outcome.label_log_p[self.scored].astype(np.float64).sum() / max(seen, 1)
+            found[view] = Score(seen, seen - wrong[0], seen - wrong[1], float(loss))
+        return found
+
+
+class Table:
+    """This rank's part, an int32 row an image on the device; floats are kept as their bits, which add to zeros exactly."""
+
+    def __init__(self, labels: np.ndarray, views: list[str], device: torch.device):
+        self.labels, self.views = labels, views
+        self.rows = torch.zeros(len(labels), 2 + _OF_VIEW * len(views), dtype=torch.int32, device=device)
+
+    def add(self, ids: torch.Tensor, scored: torch.Tensor, log_p: list[torch.Tensor]) -> None:
+        """The images of `ids` int64 [n]: `scored` bool [n]; log-probabilities [n, classes] of each view."""
+        columns = [torch.ones_like(scored), scored]
+        labels = torch.from_numpy(self.labels).to(ids.device)[ids]
+        for found in log_p:
+            top, classes = found.topk(min(TOP, found.shape[1]), dim=1)
+            # NaN sorts first, and would else be right by chance.
+            unknown = ~scored | found.isnan().any(dim=1)
+            classes = classes.masked_fill(unknown[:, None], NO_CLASS)
+            top, classes = _widened(top, float("-inf")), _widened(classes, NO_CLASS)
+            of_label = found.gather(1, labels[:, None])
+            columns += [*classes.unbind(1), *_bits(top).unbind(1), _bits(of_label)[:, 0]]
+        self.rows.index_add_(0, ids, torch.stack([column.to(torch.int32) for column in columns], dim=1))
+
+    def reduced(self) -> Outcomes:
+        """All ranks' parts together, called by all of them. Raises RuntimeError unless each id was seen once."""
+        dist.all_reduce(self.rows)
+        rows = self.rows.cpu().numpy()
+        wrong = np.flatnonzero(rows[:, 0] != 1)
+        if len(wrong):
+            raise RuntimeError(
+                f"evaluation is not exact: {len(wrong)} samples not seen once, ids {wrong[:10].tolist()} ..."
+            )
+        views = {}
+        for number, view in enumerate(self.views):
+            of_view = np.ascontiguousarray(rows[:, 2 + number * _OF_VIEW : 2 + (number + 1) * _OF_VIEW])
+            log_p = of_view[:, TOP:].copy().view(np.float32)
+            views[view] = Outcome(of_view[:, :TOP], log_p[:, :TOP], log_p[:, TOP])
+        return Outcomes(self.labels, rows[:, 1] == 1, views)
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    return values.float().contiguous().view(torch.int32)
+
+
+def _widened(columns: torch.Tensor, fill: float) -> torch.Tensor:
+    return torch.nn.functional.pad(columns, (0, TOP - columns.shape[1]), value=fill)

@@ -1,0 +1,108 @@
+"""Test-time views: at which scales an image is looked at, and which crops of it are scored. Arithmetic, without torch.
+
+A view is written PART or PART+PART, a part KIND or KIND@SCALES, scales PX or PX-PX-PX (of the short side): `ten`,
+`dense@384`, `150+dense@256-384-512`. All softmax outputs of a part count alike, over its scales and crops, and all parts
+of a view alike. Without scales a part is scored at data.resize_px.
+
+    centre   the central crop
+    five     the corners and the centre                             Krizhevsky et al. 2012, section 4.1
+    ten      five, and their mirror images                          the same
+    50       a regular 5 x 5 grid over the whole image, mirrored    Simonyan and Zisserman 2014, section 3.2
+    150      50 at each of three scales                             the same, section 4.2 says which
+    dense    the network as a convolution over the whole image, and over its mirror image      the same, section 3.2
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+KINDS = ("centre", "five", "ten", "50", "150", "dense")
+GRID = 5
+_PART = re.compile(r"([a-z0-9]+)(?:@(\d+(?:-\d+)*))?")
+
+
+@dataclass(frozen=True)
+class Part:
+    kind: str
+    scales_px: tuple[int, ...]  # empty: the settings' own
+
+
+class Look(NamedTuple):
+    """One softmax output: of the crop `place` (or "dense") of an image with short side `scale_px`, mirrored or not."""
+
+    scale_px: int
+    place: str | tuple[int, int]
+    mirrored: bool
+
+
+class Scales(NamedTuple):
+    """The settings' own scales: `one` short side, and the `three` of a multi-scale test."""
+
+    one: int
+    three: tuple[int, int, int]
+
+
+def parse(view: str) -> tuple[Part, ...]:
+    """The parts of a view. Raises ValueError that says how views are written."""
+    parts = []
+    for text in view.split("+"):
+        found = _PART.fullmatch(text)
+        if not found or found[1] not in KINDS:
+            raise ValueError(
+                f"is no view: {text!r} must be one of {', '.join(KINDS)}, with scales behind an @ if wanted (dense@384, "
+                f"50@256-384-512), and several joined by a + (150+dense)"
+            )
+        scales = tuple(int(px) for px in (found[2] or "").split("-") if px)
+        if found[1] == "150" and len(scales) not in (0, 3):
+            raise ValueError(f"is no view: {text!r} is 50 crops at each of three scales, not {len(scales)}")
+        if len(set(scales)) != len(scales):
+            raise ValueError(f"is no view: {text!r} names a scale twice")
+        parts.append(Part(found[1], scales))
+    return tuple(parts)
+
+
+def looks(view: str, scales: Scales) -> list[tuple[Look, float]]:
+    """All that a view looks at, with weights that add up to 1. Raises ValueError as `parse` does."""
+    parts, weights = parse(view), {}
+    for part in parts:
+        three = part.kind == "150"
+        several = part.scales_px or (scales.three if three else (scales.one,))
+        found = [
+            Look(px, place, mirrored) for px in several for mirrored in _mirrored(part.kind) for place in _places(part.kind)
+        ]
+        for look in found:
+            weights[look] = weights.get(look, 0.0) + 1 / len(found) / len(parts)
+    return list(weights.items())
+
+
+@cache
+def corner(place: str | tuple[int, int], height: int, width: int, crop_px: int, square_px: int | None) -> tuple[int, int]:
+    """Top and left of a crop in a resized image of `height` x `width`.
+
+    Corners are those of the central square of `square_px`, which is all that the network of 2012 was shown; of the whole
+    image if that is None, as torchvision's TenCrop has them. A grid always spans the whole image.
+    """
+    if place == "centre":
+        return round((height - crop_px) / 2), round((width - crop_px) / 2)  # as torchvision's center_crop rounds
+    if isinstance(place, tuple):
+        row, column = place
+        return round(row * (height - crop_px) / (GRID - 1)), round(column * (width - crop_px) / (GRID - 1))
+    top = left = 0
+    if square_px is not None:
+        top, left = round((height - square_px) / 2), round((width - square_px) / 2)
+        height = width = square_px
+    down, right = place.startswith("bottom"), place.endswith("right")
+    return top + down * (height - crop_px), left + right * (width - crop_px)
+
+
+def _places(kind: str) -> list[str | tuple[int, int]]:
+    if kind in ("centre", "dense"):
+        return [kind]
+    if kind in ("50", "150"):
+        return [(row, column) for row in range(GRID) for column in range(GRID)]
+    return ["top left", "top right", "bottom left", "bottom right", "centre"]
+
+
+def _mirrored(kind: str) -> tuple[bool, ...]:
+    return (False,) if kind in ("centre", "five") else (False, True)
