@@ -1,10 +1,25 @@
-"""Score a checkpoint: python -m launch.evaluate RUN_OR_CHECKPOINT [--views centre,five,ten] [--data SHARDS]
+"""Score a classifier, or the average of several, on a packed set.
 
-Prints a table, writes evaluation.json (evaluation-NAME.json for a set other than the run's own), and logs to the run's
-W&B run. One process, or several under torchrun, give the same counts.
+    python -m launch.evaluate runs/vgg16                                # centre and ten crops of its validation set
+    python -m launch.evaluate runs/vgg16 --views dense@256-384-512,150+dense --best
+    python -m launch.evaluate runs/a runs/b runs/c --views ten             # an ensemble: softmax outputs are averaged
+    python -m launch.evaluate torchvision:vgg16 --data data/imagenet/validation
+    python -m launch.evaluate torchvision:alexnet=alexnet.pth --data data/photos/test data.resize_px=288
+    python -m launch.evaluate package.module:factory=weights.safetensors --data data/photos/test data.std=[0.5,0.5,0.5]
+
+A SOURCE is a run folder, a checkpoint's folder, a file that launch.export wrote, torchvision:NAME (published weights),
+or NETWORK=FILE. Settings of the data section may follow: resize_px (test scale), crop_px, interpolation, antialias,
+mean, std; torchvision's weights bring their own. Prints a table, writes evaluation.json, and logs to Weights & Biases.
+One process, or several under torchrun, give the same counts.
+
+views: centre, five, ten, 50 (a 5 x 5 grid, mirrored), 150 (50 at three scales), dense (the network as a convolution
+over the whole image); @ names scales, dense@384 or dense@256-384-512; + averages views, 150+dense.
 """
 
 import argparse
+import hashlib
+import json
+import re
 import time
 from pathlib import Path
 
@@ -13,12 +28,177 @@ from pipeline.errors import UserError
 
 
 def main() -> None:
+    words = _parser().parse_intermixed_args()  # settings may stand anywhere
+    sources, changes = _sorted(words.sources)
+    changes = [*_flags(words), *changes]
+    if words.save_predictions:
+        from pipeline.evaluation import predictions
+
+        predictions.check(words.save_predictions)
+    names = _names(words.classes)
+
+    from pipeline.data.index import load as load_index
+    from pipeline.evaluation import classes, classifier
+
+    found = [classifier.read(source, changes, words.best) for source in sources]
+    config = found[0].config
+    data = words.data or config.data.validation
+    if data is None:
+        trained = f"{sources[0]} was trained without data.validation" if found[0].run else "no set to score on"
+        raise UserError(f"{trained}. Name a packed set: --data FOLDER")
+    index = load_index(data, cache=config.data.cache.expanduser())
+    outputs = [classes.match(index.classes, names or one.classes, one.num_outputs, one.source) for one in found]
+    for one, its in zip(found[1:], outputs[1:], strict=True):
+        if one.num_outputs != found[0].num_outputs or its.tolist() != outputs[0].tolist():
+            raise UserError(f"{one.source} and {found[0].source} have other classes, so they cannot be averaged")
+    out = words.out or _out(found, data, index)
+    _score(found, outputs[0], data, index, out, words.save_predictions, names)
+
+
+def _score(found, outputs, data, index, out, save_predictions, names) -> None:
+    import torch
+
+    from pipeline.console import Bar
+    from pipeline.engine import uses_bf16
+    from pipeline.evaluation import classes, predictions, report
+    from pipeline.evaluation.evaluate import Contender, evaluate
+    from pipeline.runtime import start
+    from pipeline.versions import versions
+
+    config = found[0].config
+    with start() as runtime:
+        bf16 = uses_bf16(config, runtime.on_gpu)
+        contenders = []
+        for one in found:
+            one.network.to(runtime.device).to(memory_format=torch.channels_last).eval()
+            contenders.append(Contender(one.network, one.config.data))
+        begin = time.perf_counter()
+        with Bar(index.num_samples, shown=runtime.is_main) as bar:
+            outcomes = evaluate(
+                contenders,
+                index,
+                config.data,
+                config.evaluation.views,
+                labels=outputs[index.label],
+                corners=config.evaluation.corners,
+                runtime=runtime,
+                micro_batch=config.evaluation.micro_batch,
+                bf16=bf16,
+                advance=bar.advance,
+            )
+        images_per_s = index.num_samples / (time.perf_counter() - begin)
+        if not runtime.is_main:
+            return
+        how = {
+            "precision": "bf16" if bf16 else "fp32",
+            "device": torch.cuda.get_device_name(runtime.device) if runtime.on_gpu else "cpu",
+            "processes": runtime.world,
+            "versions": versions(),
+        }
+        shown = classes.shown_names(names or found[0].classes, found[0].num_outputs)
+        result = report.Evaluated(found, data, index, outputs, shown, outcomes, images_per_s, how)
+        print(
+            report.table(result) + "\n"
+        )  # before anything is written: a run that one may only read is scored all the same
+        if save_predictions:
+            predictions.write(outcomes, index, shown, save_predictions)
+            print(f"  predictions {save_predictions}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.write(result, out)
+        print(f"  written     {out}")
+        _show(result, out)
+
+
+def _show(result, out: Path) -> None:
+    """The picture of mistakes, and all of it to Weights & Biases."""
+    from pipeline.evaluation import figure, report
+    from pipeline.journal import EPOCH, STEP, eval_point, open_journal
+
+    one, config, outcomes = result.classifiers[0], result.classifiers[0].config, result.outcomes
+    scores = outcomes.scores()
+    view = min(scores, key=lambda name: scores[name].top1_error)
+    ids = figure.worst_mistakes(outcomes, view)
+    picture = figure.draw(outcomes, view, ids, result.index, config.data, result.names)
+    if picture:
+        picture.save(out.with_suffix(".png"))
+        print(f"  mistakes    {out.with_suffix('.png')} (the most confident ones, view {view})")
+    is_own = out.name == "evaluation.json"
+    other_set = None if is_own else out.stem.removeprefix("evaluation-")
+    point = {STEP: one.step, EPOCH: one.epoch}
+    for name, score in scores.items():
+        point |= eval_point(name, score, other_set)
+    run = one.run if len(result.classifiers) == 1 and one.run else out.parent
+    with open_journal(config, run, is_main=True, wandb_id=one.wandb_id if run == one.run else None) as journal:
+        journal.log(point)
+        journal.present(report.presentation(result, other_set, picture, view))
+    if journal.wandb_folder:
+        print(f"  W&B         {journal.wandb_folder}")
+
+
+def _out(found, data: str, index) -> Path:
+    """Where the result goes: the run's evaluation.json for its own validation set, else a name that only this set
+    has."""
+    one = found[0]
+    set_name = re.sub(r"[^\w.-]+", "-", data.rstrip("/").rpartition("/")[2])
+    other = f"evaluation-{set_name}-{index.fingerprint[:8]}.json"
+    if len(found) > 1:
+        all_of_them = "\n".join(each.source for each in found)
+        return Path("runs", f"ensemble-{hashlib.sha256(all_of_them.encode()).hexdigest()[:8]}", other)
+    if one.run is None:
+        name, _, file = one.source.partition("=")
+        return Path("runs", re.sub(r"[^\w.-]+", "-", f"{name}-{Path(file).stem}" if file else Path(name).stem), other)
+    own = one.config.data.validation
+    return one.run / ("evaluation.json" if own is not None and _same(own, data) else other)
+
+
+def _same(own: str, data: str) -> bool:
+    return own.rstrip("/") == data.rstrip("/") or Path(own).resolve() == Path(data).resolve()
+
+
+def _sorted(words: list[str]) -> tuple[list[str], list[str]]:
+    """Sources, and key=value settings."""
+    changes = [word for word in words if re.match(r"[a-z_]+(\.[a-z0-9_]+)*=", word) and _is_setting(word)]
+    sources = [word for word in words if word not in changes]
+    if not sources:
+        raise UserError("no SOURCE given: name a run folder, an exported file, or a network. See --help")
+    return sources, changes
+
+
+def _is_setting(word: str) -> bool:
+    from pipeline.config import Config
+
+    return word.partition("=")[0].partition(".")[0] in Config.model_fields and not Path(word).exists()
+
+
+def _flags(words: argparse.Namespace) -> list[str]:
+    views = json.dumps([view.strip() for view in words.views.split(",")])
+    flags = {"evaluation.micro_batch": words.micro_batch, "data.max_bad_images": words.max_bad_images}
+    return [f"evaluation.views={views}", *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+
+
+def _names(file: Path | None) -> tuple[str, ...] | None:
+    if file is None:
+        return None
+    try:
+        return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {file} cannot be read ({error})") from None
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="a run folder (its last checkpoint), or a checkpoint's folder")
-    parser.add_argument("--views", default="centre,ten", help="of centre, five, ten (default: %(default)s)")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="see above; settings, as data.resize_px=384, too")
+    parser.add_argument("--views", default="centre,ten", help="see above (default: %(default)s)")
     parser.add_argument("--data", help="packed set, folder or URL, to score on (default: the run's data.validation)")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the network's outputs, one a line")
+    parser.add_argument(
+        "--save-predictions", type=Path, metavar="FILE", help="write what was said of each image: .csv or .parquet"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="where the result goes (default: the run's folder)"
+    )
     parser.add_argument("--micro-batch", type=int, help="images per process at once (default: evaluation.micro_batch)")
     parser.add_argument(
         "--max-bad-images",
@@ -26,84 +206,7 @@ def main() -> None:
         help="images that may be left out, at most (default: the run's data.max_bad_images)",
     )
     parser.add_argument("--best", action="store_true", help="score the run's best checkpoint instead of its last one")
-    words = parser.parse_args()
-
-    from pipeline import checkpoint
-    from pipeline.config import parse
-    from pipeline.data.index import load as load_index
-    from pipeline.preflight import num_classes
-
-    folder = checkpoint.find(words.source, "best" if words.best else "latest")
-    progress = checkpoint.read(folder)
-    changes: dict = {"views": [view.strip() for view in words.views.split(",")]}
-    if words.micro_batch is not None:
-        changes["micro_batch"] = words.micro_batch
-    tree = progress.config | {"evaluation": progress.config["evaluation"] | changes}
-    if words.max_bad_images is not None:
-        tree["data"] = tree["data"] | {"max_bad_images": words.max_bad_images}
-    config = parse(tree, f"{folder} with --views {words.views}")
-    data = words.data or config.data.validation
-    if data is None:
-        raise UserError(f"{words.source} was trained without data.validation. Name a packed set: --data FOLDER")
-    index = load_index(data, cache=config.data.cache.expanduser())
-    if list(index.classes) != progress.classes:
-        raise UserError(
-            f"{folder} knows {len(progress.classes)} classes ({', '.join(progress.classes[:3])}, ...), but {data} has "
-            f"{len(index.classes)} ({', '.join(index.classes[:3])}, ...). Pack it with --classes of the training set"
-        )
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    _score(config, folder, run, progress, index, data, num_classes(config, progress))
-
-
-def _score(config, folder, run, progress, index, data, classes) -> None:
-    import torch
-
-    from pipeline import network, report
-    from pipeline.console import Bar
-    from pipeline.engine import uses_bf16
-    from pipeline.evaluate import evaluate
-    from pipeline.journal import EPOCH, STEP, eval_point, open_journal
-    from pipeline.runtime import start
-    from pipeline.versions import versions
-
-    with start() as runtime:
-        model = network.from_checkpoint(folder, config.model, config.data, classes)
-        model.to(runtime.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        begin = time.perf_counter()
-        with Bar(index.num_samples, shown=runtime.is_main) as bar:
-            scores = evaluate(
-                model,
-                index,
-                config.data,
-                config.evaluation.views,
-                runtime=runtime,
-                micro_batch=config.evaluation.micro_batch,
-                bf16=uses_bf16(config, runtime.on_gpu),
-                advance=bar.advance,
-            )
-        images_per_s = index.num_samples / (time.perf_counter() - begin)
-        if not runtime.is_main:
-            return
-        own = config.data.validation
-        other_set = None if own is None or _same(own, data) else Path(data).name
-        written = run / (f"evaluation-{other_set}.json" if other_set else "evaluation.json")
-        result = report.Evaluated(
-            folder, progress.step, data, index.num_samples, index.fingerprint, scores, images_per_s, versions()
-        )
-        print(report.table(result))  # before anything is written: a run that one may only read is scored all the same
-        report.write(result, written)
-        point = {STEP: progress.step, EPOCH: progress.epoch}
-        for view, score in scores.items():
-            point |= eval_point(view, score, other_set)
-        with open_journal(config, run, is_main=True, wandb_id=progress.wandb_id) as journal:
-            journal.log(point)
-        print(f"\n  run         {run}\n  checkpoint  {folder}\n  written     {written}")
-        if journal.wandb_folder:
-            print(f"  W&B         {journal.wandb_folder}")
-
-
-def _same(own: str, data: str) -> bool:
-    return own.rstrip("/") == data.rstrip("/") or Path(own).resolve() == Path(data).resolve()
+    return parser
 
 
 if __name__ == "__main__":

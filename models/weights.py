@@ -6,6 +6,7 @@ that says what differs. Files are read without running what is in them: `.safete
     load_weights(build("vgg16", num_classes=10), torchvision_weights("vgg16"), reset_head=True)  # fine-tuning
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,7 +29,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, re
     With `reset_head` the last Linear keeps its fresh weights, so its number of classes may differ. Raises ValueError
     naming each parameter that is missing, unknown or of another shape, and a differing number of classes as such.
     """
-    head = _head(model)
+    head = head_of(model)
     if reset_head and not head:
         raise ValueError(f"{type(model).__name__} has no Linear layer whose fresh weights could be kept")
     own, given = model.state_dict(), dict(state_dict)
@@ -47,7 +48,7 @@ def to_torchvision(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
     """
     from torchvision.models import get_model
 
-    own, head = model.state_dict(), _head(model)
+    own, head = model.state_dict(), head_of(model)
     bare = _torchvision_name(name)
     # Shapes are enough, but constructors of torchvision's other families compute with values, which meta has not.
     with torch.device("meta" if bare in known_names() else "cpu"):
@@ -68,6 +69,28 @@ def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
         return published.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except URLError as error:
         raise OSError(f"cannot fetch {published.url} ({error.reason}); fetch it elsewhere and read the file") from error
+
+
+def published_file(name: str) -> Path:
+    """Where `torchvision_weights` leaves the file. Raises ValueError for a network without published weights."""
+    from torchvision.models import get_model_weights
+
+    bare = _torchvision_name(name)
+    if not list(get_model_weights(bare)):
+        raise ValueError(f"torchvision publishes no weights of {bare}")
+    return Path(torch.hub.get_dir(), "checkpoints", get_model_weights(bare).DEFAULT.url.rpartition("/")[2])
+
+
+def without_relics(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A published state dict of torchvision with today's names, and without classifiers that only training uses.
+
+    The files of DenseNet bear names of 2017; those of the two Inception networks hold their auxiliary classifiers.
+    """
+    old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+    kept = {
+        name: tensor for name, tensor in state_dict.items() if not name.startswith(("AuxLogits.", "aux1.", "aux2."))
+    }
+    return {old.sub(r"\1\2", name): tensor for name, tensor in kept.items()}
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -115,7 +138,7 @@ def _torchvision_name(name: str) -> str:
     return bare
 
 
-def _head(model: nn.Module) -> list[str]:
+def head_of(model: nn.Module) -> list[str]:
     """Parameter names of the last Linear, weight first; empty if there is none."""
     linear = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     return [f"{linear[-1][0]}.{kind}".lstrip(".") for kind, _ in linear[-1][1].named_parameters()] if linear else []

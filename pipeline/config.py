@@ -70,8 +70,8 @@ class Data(Section):
     crop_px: Positive = 224
     """Side of the square that the network sees, in pixels."""
     resize_px: Positive = 256
-    """Short side before cropping, in recipe alexnet and in evaluation (there also called test scale, or Q; crop_px of it
-    is the crop fraction: 224 of 256 is 0.875)."""
+    """Short side before cropping, in recipe alexnet and in evaluation (there also called test scale, or Q; crop_px of
+    it is the crop fraction: 224 of 256 is 0.875)."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Filter that images are resized with."""
     antialias: bool = True
@@ -118,8 +118,8 @@ class Data(Section):
         return self
 
     def scales(self) -> Scales:
-        """The scales of views that name none: resize_px, and the three of VGG section 4.2, which are S and S - 32, S + 32
-        after training at one scale S, the ends and the middle after training on a range."""
+        """The scales of views that name none: resize_px, and the three of VGG section 4.2, which are S and S - 32, S +
+        32 after training at one scale S, the ends and the middle after training on a range."""
         low, high = self.scale_px if self.recipe == "vgg" else (self.resize_px, self.resize_px)
         three = (low - 32, low, low + 32) if low == high else (low, (low + high) // 2, high)
         return Scales(self.resize_px, three)
@@ -242,8 +242,8 @@ class Evaluation(Section):
     """Views scored during training; the first one decides which checkpoint is the best. Of centre, five, ten, 50, 150,
     dense; dense@384 names a scale, dense@256-384-512 several, 150+dense averages two."""
     corners: Literal["square", "whole"] = "square"
-    """Where five and ten crops have their corners: of the central square, as in the 2012 paper, or of the whole image, as
-    torchvision's TenCrop has them."""
+    """Where five and ten crops have their corners: of the central square, as in the 2012 paper, or of the whole image,
+    as torchvision's TenCrop has them."""
     micro_batch: Positive = 64
     """Images per process at once; ten crops make ten times as many rows of it."""
 
@@ -341,7 +341,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"{path} must hold 'key: value' lines, not {type(tree).__name__}")
     tree.setdefault("run", f"runs/{path.stem}")
     for word in overrides or []:
-        _apply(tree, word)
+        apply(tree, word)
     return parse(tree, str(path))
 
 
@@ -381,7 +381,8 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-def _apply(tree: dict, word: str) -> None:
+def apply(tree: dict, word: str) -> None:
+    """Set one `key.subkey=value` word in nested dictionaries."""
     name, equals, text = word.partition("=")
     if not equals or not name:
         raise UserError(f"'{word}' is no override. Write key=value, for example optimizer.lr=0.02")

@@ -9,7 +9,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import journal as keys
-from pipeline.journal import Point
+from pipeline.journal import Point, Presentation
 
 
 class Console:
@@ -40,6 +40,8 @@ class Console:
     def advance(self) -> None:
         if self.bar:
             self.bar.advance(self.task)
+
+    def present(self, shown: Presentation) -> None: ...
 
     def close(self) -> None:
         if self.bar:

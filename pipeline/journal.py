@@ -10,11 +10,15 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config import Config
 from pipeline.metrics import Score
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # All keys that are ever logged.
 STEP, EPOCH = "step", "epoch"
@@ -25,6 +29,17 @@ STEP_S = "speed/step_s"
 DATA_WAIT_S, COMPUTE_S, COMMUNICATION_S = "speed/data_wait_s", "speed/compute_s", "speed/communication_s"
 
 Point = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """What no line of numbers can say, each by its key: `tables` as (column names, rows), `pictures` with their
+    captions, and a `summary` of the whole run."""
+
+    step: int
+    tables: dict[str, tuple[list[str], list[list[Any]]]]
+    pictures: dict[str, tuple["Image", str]]
+    summary: dict[str, Any]
 
 
 def eval_point(view: str, score: Score, other_set: str | None = None) -> Point:
@@ -41,6 +56,7 @@ class Sink(Protocol):
     def log(self, point: Point) -> None: ...
     def tell(self, text: str) -> None: ...
     def advance(self) -> None: ...
+    def present(self, shown: Presentation) -> None: ...
     def close(self) -> None: ...
 
 
@@ -66,6 +82,11 @@ class Journal:
         """One more step is done."""
         for sink in self.sinks:
             sink.advance()
+
+    def present(self, shown: Presentation) -> None:
+        """Tables and pictures, for sinks that can show them."""
+        for sink in self.sinks:
+            sink.present(shown)
 
 
 @contextmanager
@@ -113,6 +134,7 @@ class JsonLines:
 
     def tell(self, text: str) -> None: ...
     def advance(self) -> None: ...
+    def present(self, shown: Presentation) -> None: ...
 
     def close(self) -> None:
         self.file.close()
@@ -174,6 +196,17 @@ class Wandb:
 
     def tell(self, text: str) -> None: ...
     def advance(self) -> None: ...
+
+    def present(self, shown: Presentation) -> None:
+        def show() -> None:
+            import wandb
+
+            tables = {key: wandb.Table(columns=[*columns], data=rows) for key, (columns, rows) in shown.tables.items()}
+            pictures = {key: wandb.Image(image, caption=text) for key, (image, text) in shown.pictures.items()}
+            self.run.log({STEP: shown.step, **tables, **pictures})
+            self.run.summary.update(shown.summary)
+
+        self._try(show)
 
     def close(self) -> None:
         if self.run is not None:

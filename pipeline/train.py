@@ -21,7 +21,7 @@ from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.loader import Batch, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
-from pipeline.evaluate import evaluate
+from pipeline.evaluation.evaluate import Contender, evaluate
 from pipeline.journal import Journal, open_journal
 from pipeline.locks import lock
 from pipeline.meter import Meter
@@ -208,14 +208,15 @@ def _evaluate(
         dist.broadcast(buffer, 0)
     model.eval()
     scores = evaluate(
-        model,
+        [Contender(model, config.data)],
         validation,
         config.data,
         config.evaluation.views,
+        corners=config.evaluation.corners,
         runtime=runtime,
         micro_batch=config.evaluation.micro_batch,
         bf16=engine.uses_bf16(config, runtime.on_gpu),
-    )
+    ).scores()
     model.train()
     error = scores[config.evaluation.views[0]].top1_error
     progress.errors.append(error)

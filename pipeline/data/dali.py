@@ -315,9 +315,10 @@ def _renderings_graph(
 
 
 def _filter(interpolation: str, antialias: bool) -> dict[str, Any]:
-    from nvidia.dali import types
+    from nvidia.dali import types as dali_types
 
-    kinds: dict[str, Any] = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+    types: Any = dali_types
+    kinds = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
     return {"interp_type": kinds[interpolation], "antialias": antialias}
 
 

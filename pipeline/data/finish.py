@@ -1,9 +1,9 @@
 """The last step on a CPU: uint8 windows to what the network sees, on a few threads of torch.
 
 In: requests with their windows. Out, for training: float32 images [n, 3, px, px] in channels_last memory, resized,
-flipped, colour-shifted, minus the mean, by the deviation. Out, for evaluation: whole images at the wanted scales, uint8.
-Pixels equal PIL's within one level of 255; on a GPU, DALI does the same, and differs from it in the one or two outermost
-rows and columns, where it repeats the border (up to 10 levels on noise).
+flipped, colour-shifted, minus the mean, by the deviation. Out, for evaluation: whole images at the wanted scales,
+uint8. Pixels equal PIL's within one level of 255; on a GPU, DALI does the same, and differs from it in the one or two
+outermost rows and columns, where it repeats the border (up to 10 levels on noise).
 """
 
 import sys
@@ -90,11 +90,11 @@ def renderings_on_cpu(
 
 
 def _render(window: np.ndarray, renderings: Sequence[Rendering]) -> list[torch.Tensor]:
-    pixels = torch.from_numpy(window)
-    sizes = [wanted.sizes(*np.array([window.shape[:2]]).T)[0].tolist() for wanted in renderings]
+    pixels, sides = torch.from_numpy(window), np.array([window.shape[:2]])
+    sizes = [wanted.sizes(sides[:, 0], sides[:, 1])[0].tolist() for wanted in renderings]
     return [
-        resize(pixels, *size, wanted.interpolation, wanted.antialias)
-        for size, wanted in zip(sizes, renderings, strict=True)
+        resize(pixels, height, width, wanted.interpolation, wanted.antialias)
+        for (height, width), wanted in zip(sizes, renderings, strict=True)
     ]
 
 

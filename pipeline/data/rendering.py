@@ -14,8 +14,8 @@ import torch.nn.functional as F
 class Rendering:
     """An image with its short side scaled to `resize_px`, by torchvision's names for the filter.
 
-    With `antialias` the filter is as wide as what it shrinks, as PIL's; without, it looks at 2 (bilinear) or 4 (bicubic)
-    neighbours, whatever it leaves out.
+    With `antialias` the filter is as wide as what it shrinks, as PIL's; without, it looks at 2 (bilinear) or 4
+    (bicubic) neighbours, whatever it leaves out.
     """
 
     resize_px: int
@@ -23,7 +23,8 @@ class Rendering:
     antialias: bool = True
 
     def sizes(self, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """Int64 [n, 2]: height and width to resize to; the long side is cut to whole pixels, as by torchvision.Resize."""
+        """Int64 [n, 2]: height and width to resize to; the long side is cut to whole pixels, as by
+        torchvision.Resize."""
         short = np.minimum(heights, widths).astype(np.int64)
         return np.stack([self.resize_px * heights // short, self.resize_px * widths // short], axis=1)
 

@@ -18,7 +18,7 @@ from torch import nn
 from models.dense import to_dense
 from pipeline.config import Data
 from pipeline.data.index import Index
-from pipeline.data.loader import Rendered, eval_batches
+from pipeline.data.loader import eval_batches
 from pipeline.data.rendering import Rendering
 from pipeline.errors import UserError
 from pipeline.evaluation.outcomes import Outcomes, Table
@@ -63,9 +63,7 @@ def evaluate(
     renderings = sorted({rendering for scorer in scorers for rendering in scorer.renderings})
     labels = index.label.astype(np.int64) if labels is None else labels
     table = Table(labels, list(views), runtime.device)
-    for batch in eval_batches(
-        index, data, renderings, place=runtime, device=runtime.device, micro_batch=micro_batch
-    ):
+    for batch in eval_batches(index, data, renderings, place=runtime, device=runtime.device, micro_batch=micro_batch):
         images = dict(zip(renderings, batch.images, strict=True))
         found = [scorer.log_probabilities(images) for scorer in scorers]
         rows = torch.from_numpy(np.flatnonzero(batch.ids >= 0)).to(runtime.device)
@@ -82,7 +80,7 @@ class _Scorer:
     def __init__(self, contender: Contender, views: Sequence[str], corners: str, device: torch.device, bf16: bool):
         data = contender.data
         self.network, self.device, self.bf16, self.crop_px = contender.network, device, bf16, data.crop_px
-        self.square_px = corners == "square"
+        self.corners = corners
         self.views = [looks(view, data.scales()) for view in views]
         wanted = dict.fromkeys(look for view in self.views for look, _ in view)
         self.crops = sorted((look for look in wanted if look.place != "dense"), key=lambda look: look.mirrored)
@@ -104,9 +102,7 @@ class _Scorer:
         by_look = self._of_crops(images)
         for px in self.whole:
             by_look |= self._of_whole(px, images[self.rendering[px]])
-        return [
-            _mean([by_look[look] for look, _ in view], [weight for _, weight in view]) for view in self.views
-        ]
+        return [_mean([by_look[look] for look, _ in view], [weight for _, weight in view]) for view in self.views]
 
     def _of_crops(self, images: dict[Rendering, list[torch.Tensor]]) -> dict[Look, torch.Tensor]:
         if not self.crops:
@@ -122,11 +118,7 @@ class _Scorer:
         px = self.crop_px
         rows = []
         for look, image in asked:
-            height, width, _ = image.shape
-            square_px = look.scale_px if self.square_px else None
-            top, left = corner(look.place, height, width, px, square_px)
-            if look.mirrored:  # a crop of the mirrored image is the mirrored crop of the other side
-                left = width - px - left
+            top, left = corner(look, *image.shape[:2], px, self.corners)
             rows.append(image[top : top + px, left : left + px])
         pixels = torch.stack(rows)
         first = next((number for number, (look, _) in enumerate(asked) if look.mirrored), len(asked))

@@ -52,7 +52,8 @@ class Outcomes:
 
 
 class Table:
-    """This rank's part, an int32 row an image on the device; floats are kept as their bits, which add to zeros exactly."""
+    """This rank's part, an int32 row an image on the device; floats are kept as their bits, which add to zeros
+    exactly."""
 
     def __init__(self, labels: np.ndarray, views: list[str], device: torch.device):
         self.labels, self.views = labels, views

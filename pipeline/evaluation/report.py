@@ -1,55 +1,192 @@
 """The result of an evaluation, for people and for programs.
 
-In: scores per view and facts about the run. Out: a table for the console, and the run's evaluation.json.
-Errors are fractions in the JSON and percent in the table.
+In: outcomes and facts of the networks and the set. Out: a table for the console, evaluation.json, and tables for
+Weights & Biases. Errors are in %, as the names of the keys say.
 """
 
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.metrics import Score
+import numpy as np
+
+from pipeline.data.index import Index, file_sha256
+from pipeline.evaluation.classifier import Classifier
+from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
+from pipeline.evaluation.papers import Entry, compare
+from pipeline.evaluation.views import looks
+from pipeline.journal import Presentation
+from pipeline.metrics import Score, wilson
+
+NUM_PAIRS = 20  # of the worst confusions
+NUM_WORST = 50  # classes in a table of Weights & Biases
+PREPROCESSING = ("crop_px", "resize_px", "interpolation", "antialias", "mean", "std")
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation: where it was read from, what came out, how fast (images, not crops, a second)."""
+    """One evaluation: what was scored on what, what became of each image, how fast (images, not crops, a second).
 
-    checkpoint: Path
-    step: int
+    `outputs` int64 are the networks' outputs of the set's classes, `names[output]` their names.
+    """
+
+    classifiers: Sequence[Classifier]
     data: str
-    num_samples: int  # of the set; those that no score has seen could not be decoded
-    data_fingerprint: str
-    scores: dict[str, Score]
+    index: Index
+    outputs: np.ndarray
+    names: Sequence[str]
+    outcomes: Outcomes
     images_per_s: float
-    versions: dict[str, str]
+    how: dict[str, Any]  # precision, device, processes, versions
+
+    def compare_with(self, view: str) -> str:
+        entries = [Entry(one.config, one.weights) for one in self.classifiers]
+        return compare(view, entries, len(self.index), len(self.outputs))
 
 
 def table(result: Evaluated) -> str:
     """A few aligned lines."""
-    images = next(iter(result.scores.values())).seen
-    lines = [f"{images:,} images of {result.data}, checkpoint of step {result.step:,}", ""]
-    lines.append(f"  {'view':<8}{'top-1 error':>13}{'top-5 error':>13}{'loss':>9}")
-    for view, score in result.scores.items():
-        lines.append(f"  {view:<8}{score.top1_error:>12.2%} {score.top5_error:>12.2%} {score.loss:>8.3f}")
-    if images < result.num_samples:
-        lines += ["", f"  {result.num_samples - images:,} more images could not be decoded and are in no figure"]
-    lines += ["", f"  {result.images_per_s:,.0f} images/s, all views in one pass"]
+    scores = result.outcomes.scores()
+    images = next(iter(scores.values())).seen
+    what = " and ".join(_who(one) for one in result.classifiers)
+    if len(result.classifiers) > 1:
+        what = f"the average of {len(result.classifiers)} networks: {what}"
+    wide = max(4, *map(len, scores)) + 2
+    lines = [f"{images:,} images of {result.data}, {what}", ""]
+    lines.append(f"  {'view':<{wide}}{'top-1 error':>11}{'95 % interval':>18}{'top-5 error':>15}{'loss':>9}")
+    for view, score in scores.items():
+        low, high = wilson(score.seen - score.correct1, score.seen)
+        interval = f"{100 * low:.2f}..{100 * high:.2f}"
+        lines.append(
+            f"  {view:<{wide}}{score.top1_error:>11.2%}{interval:>18}{score.top5_error:>15.2%}{score.loss:>9.3f}"
+        )
+    if images < len(result.index):
+        lines += ["", f"  {len(result.index) - images:,} more images could not be decoded and are in no figure"]
+    lines.append("")
+    sentences = {view: result.compare_with(view) for view in scores}
+    if len(set(sentences.values())) == 1:
+        lines.append(f"  compare with: {next(iter(sentences.values()))}")
+    else:
+        lines += [f"  compare with, {view}: {sentence}" for view, sentence in sentences.items()]
+    lines.append(f"  {result.images_per_s:,.1f} images/s, all views in one pass")
     return "\n".join(lines)
 
 
-def write(result: Evaluated, path: Path) -> None:
-    """Write `result` as JSON, whole or not at all."""
-    facts: dict[str, Any] = {
-        **asdict(result),
-        "checkpoint": str(result.checkpoint),
-        "scores": {
-            view: {**asdict(score), "top1_error": score.top1_error, "top5_error": score.top5_error}
-            for view, score in result.scores.items()
-        },
+def facts(result: Evaluated) -> dict[str, Any]:
+    """All of it, for evaluation.json."""
+    outcomes, classes = result.outcomes, result.index.classes
+    scales = result.classifiers[0].config.data.scales()
+    views = {}
+    for view, score in outcomes.scores().items():
+        views[view] = {
+            **_figures(score),
+            "compare_with": result.compare_with(view),
+            "scales_px": sorted({look.scale_px for look, _ in looks(view, scales)}),
+            "num_looks": len(looks(view, scales)),
+            "classes": by_class(outcomes, view, result.outputs, classes),
+            "confusions": confusions(outcomes, view, result.names),
+        }
+    return {
+        "networks": [_facts_of(one) for one in result.classifiers],
+        "data": result.data,
+        "data_fingerprint": result.index.fingerprint,
+        "num_samples": len(result.index),
+        "num_scored": int(outcomes.scored.sum()),
+        "views": views,
+        "images_per_s": result.images_per_s,
+        **result.how,
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def by_class(outcomes: Outcomes, view: str, outputs: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Images and errors of each class of the set, in its order."""
+    outcome = outcomes.views[view]
+    wrong1, wrong5 = (outcome.errors(outcomes.labels, outcomes.scored, top) for top in (1, 5))
+    size = int(outputs.max()) + 1
+    seen, *wrong = (np.bincount(outcomes.labels[chosen], minlength=size) for chosen in (outcomes.scored, wrong1, wrong5))
+    return [
+        {
+            "class": name,
+            "seen": int(seen[output]),
+            "top1_error_percent": _percent(wrong[0][output], seen[output]),
+            "top5_error_percent": _percent(wrong[1][output], seen[output]),
+        }
+        for name, output in zip(classes, outputs.tolist(), strict=True)
+    ]
+
+
+def confusions(outcomes: Outcomes, view: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The pairs (label, wrong first class) that came most often, most frequent first."""
+    found = outcomes.views[view].classes[:, 0]
+    wrong = outcomes.scored & (found != outcomes.labels) & (found != NO_CLASS)
+    of_label = Counter(outcomes.labels[outcomes.scored].tolist())
+    pairs = Counter(zip(outcomes.labels[wrong].tolist(), found[wrong].tolist(), strict=True))
+    ordered = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:NUM_PAIRS]
+    return [
+        {
+            "label": names[label],
+            "predicted": names[predicted],
+            "count": count,
+            "of_label_percent": _percent(count, of_label[label]),
+        }
+        for (label, predicted), count in ordered
+    ]
+
+
+def presentation(result: Evaluated, other_set: str | None, picture: Any, picture_view: str) -> Presentation:
+    """What Weights & Biases shows of it: the worst classes and confusions of each view, `picture` (or None) of the most
+    confident mistakes in `picture_view`, and the errors in %; keys as in `eval_point`."""
+    prefix = f"eval/{other_set}" if other_set else "eval"
+    tables, summary = {}, {}
+    for view, found in facts(result)["views"].items():
+        worst = sorted(found["classes"], key=lambda row: -(row["top1_error_percent"] or 0))[:NUM_WORST]
+        for name, rows in (("worst_classes", worst), ("confusions", found["confusions"])):
+            if rows:
+                tables[f"{prefix}/{view}/{name}"] = (list(rows[0]), [list(row.values()) for row in rows])
+        for key in ("top1_error_percent", "top1_interval_percent", "top5_error_percent", "compare_with"):
+            summary[f"{prefix}/{view}/{key}"] = found[key]
+    pictures = {f"{prefix}/{picture_view}/mistakes": (picture, "label, and five guesses")} if picture else {}
+    return Presentation(result.classifiers[0].step, tables, pictures, summary)
+
+
+def write(result: Evaluated, path: Path) -> None:
+    """Write all facts as JSON, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(facts(result), indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def _figures(score: Score) -> dict[str, Any]:
+    found: dict[str, Any] = asdict(score)
+    for top, correct in ((1, score.correct1), (5, score.correct5)):
+        wrong = score.seen - correct
+        found[f"top{top}_error_percent"] = _percent(wrong, score.seen)
+        found[f"top{top}_interval_percent"] = [100 * end for end in wilson(wrong, score.seen)]
+    return found
+
+
+def _percent(part: int, whole: int) -> float | None:
+    return 100 * int(part) / int(whole) if whole else None
+
+
+def _who(one: Classifier) -> str:
+    return f"{one.config.model.name}, {one.source}" + (f", step {one.step:,}" if one.step else "")
+
+
+def _facts_of(one: Classifier) -> dict[str, Any]:
+    data = one.config.data.model_dump(mode="json")
+    return {
+        "source": one.source,
+        "model": one.config.model.name,
+        "weights": str(one.weights),
+        "weights_sha256": file_sha256(one.weights),
+        "step": one.step,
+        "epoch": one.epoch,
+        "num_outputs": one.num_outputs,
+        "preprocessing": {name: data[name] for name in PREPROCESSING},
+        "corners": one.config.evaluation.corners,
+    }

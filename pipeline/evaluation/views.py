@@ -1,8 +1,8 @@
 """Test-time views: at which scales an image is looked at, and which crops of it are scored. Arithmetic, without torch.
 
 A view is written PART or PART+PART, a part KIND or KIND@SCALES, scales PX or PX-PX-PX (of the short side): `ten`,
-`dense@384`, `150+dense@256-384-512`. All softmax outputs of a part count alike, over its scales and crops, and all parts
-of a view alike. Without scales a part is scored at data.resize_px.
+`dense@384`, `150+dense@256-384-512`. All softmax outputs of a part count alike, over its scales and crops, and all
+parts of a view alike. Without scales a part is scored at data.resize_px.
 
     centre   the central crop
     five     the corners and the centre                             Krizhevsky et al. 2012, section 4.1
@@ -50,8 +50,8 @@ def parse(view: str) -> tuple[Part, ...]:
         found = _PART.fullmatch(text)
         if not found or found[1] not in KINDS:
             raise ValueError(
-                f"is no view: {text!r} must be one of {', '.join(KINDS)}, with scales behind an @ if wanted (dense@384, "
-                f"50@256-384-512), and several joined by a + (150+dense)"
+                f"is no view: {text!r} must be one of {', '.join(KINDS)}, with scales behind an @ if wanted "
+                f"(dense@384, 50@256-384-512), and several joined by a + (150+dense)"
             )
         scales = tuple(int(px) for px in (found[2] or "").split("-") if px)
         if found[1] == "150" and len(scales) not in (0, 3):
@@ -64,12 +64,16 @@ def parse(view: str) -> tuple[Part, ...]:
 
 def looks(view: str, scales: Scales) -> list[tuple[Look, float]]:
     """All that a view looks at, with weights that add up to 1. Raises ValueError as `parse` does."""
-    parts, weights = parse(view), {}
+    parts = parse(view)
+    weights: dict[Look, float] = {}
     for part in parts:
         three = part.kind == "150"
         several = part.scales_px or (scales.three if three else (scales.one,))
         found = [
-            Look(px, place, mirrored) for px in several for mirrored in _mirrored(part.kind) for place in _places(part.kind)
+            Look(px, place, mirrored)
+            for px in several
+            for mirrored in _mirrored(part.kind)
+            for place in _places(part.kind)
         ]
         for look in found:
             weights[look] = weights.get(look, 0.0) + 1 / len(found) / len(parts)
@@ -77,23 +81,28 @@ def looks(view: str, scales: Scales) -> list[tuple[Look, float]]:
 
 
 @cache
-def corner(place: str | tuple[int, int], height: int, width: int, crop_px: int, square_px: int | None) -> tuple[int, int]:
-    """Top and left of a crop in a resized image of `height` x `width`.
+def corner(look: Look, height: int, width: int, crop_px: int, corners: str) -> tuple[int, int]:
+    """Top and left of the crop of a look in an image that was resized to `height` x `width`; of a mirrored one, where
+    it lies before it is mirrored.
 
-    Corners are those of the central square of `square_px`, which is all that the network of 2012 was shown; of the whole
-    image if that is None, as torchvision's TenCrop has them. A grid always spans the whole image.
+    With `corners` "square", five and ten crops have their corners in the central square, which is all that the network
+    of 2012 was shown; with "whole" in those of the image, as torchvision's TenCrop. A grid always spans the image.
     """
-    if place == "centre":
-        return round((height - crop_px) / 2), round((width - crop_px) / 2)  # as torchvision's center_crop rounds
-    if isinstance(place, tuple):
-        row, column = place
-        return round(row * (height - crop_px) / (GRID - 1)), round(column * (width - crop_px) / (GRID - 1))
-    top = left = 0
-    if square_px is not None:
-        top, left = round((height - square_px) / 2), round((width - square_px) / 2)
-        height = width = square_px
-    down, right = place.startswith("bottom"), place.endswith("right")
-    return top + down * (height - crop_px), left + right * (width - crop_px)
+    above = before = 0
+    if isinstance(look.place, tuple):
+        down, right = (number / (GRID - 1) for number in look.place)
+    elif look.place == "centre":
+        down = right = 0.5
+    else:
+        down, right = float(look.place.startswith("bottom")), float(look.place.endswith("right"))
+        if corners == "square":
+            above, before = round((height - look.scale_px) / 2), round((width - look.scale_px) / 2)
+            height = width = look.scale_px
+    top, left = (
+        round(down * (height - crop_px)),
+        round(right * (width - crop_px)),
+    )  # as torchvision's center_crop rounds
+    return above + top, before + (width - crop_px - left if look.mirrored else left)
 
 
 def _places(kind: str) -> list[str | tuple[int, int]]:
