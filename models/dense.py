@@ -14,7 +14,7 @@ POINTWISE = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.I
 
 
 def to_dense(network: nn.Module, crop_px: int) -> nn.Module:
-    """The dense form of `network`, in evaluation mode; convolutions share their weights with it.
+    """The dense form of `network`, which is in evaluation mode; both share their weights.
 
     Where the crop's last feature map is as large as what `avgpool` makes of it (224 px for AlexNet and VGG), the first
     linear layer's weights are taken as they are; else the pooling, which is linear too, is multiplied into them.
@@ -31,8 +31,6 @@ def to_dense(network: nn.Module, crop_px: int) -> nn.Module:
     features, classifier = children["features"], children["classifier"]
     weight = next(network.parameters())
     crop = torch.rand(1, 3, crop_px, crop_px, generator=torch.Generator().manual_seed(0)).to(weight)
-    was_training = network.training
-    network.eval()
     with torch.no_grad():
         maps = features(crop)
         layers: list[nn.Module] = []
@@ -46,7 +44,6 @@ def to_dense(network: nn.Module, crop_px: int) -> nn.Module:
                 raise ValueError(f"the classifier of {type(network).__name__} has a {type(layer).__name__}")
         dense = nn.Sequential(features, *layers).eval()
         wanted, found = network(crop), dense(crop)
-    network.train(was_training)
     if found.shape[2:] != (1, 1) or not torch.allclose(
         found.flatten(1), wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())
     ):

@@ -95,7 +95,8 @@ def start() -> Iterator[Runtime]:
     finally:
         if sys.exc_info()[0] is None:
             # After an error the others may be gone, and this would wait for them. DeepSpeed must forget its groups too.
-            (sys.modules.get("deepspeed.comm") or dist).destroy_process_group()
+            deepspeed = sys.modules.get("deepspeed.comm")
+            (deepspeed if deepspeed and deepspeed.is_initialized() else dist).destroy_process_group()
 
 
 def seed_everything(seed: int) -> None:

@@ -6,7 +6,6 @@ Zisserman 2014, section 3.2). On a CPU in fp32 the result's bits depend on neith
 the network is always given `ROWS_ON_CPU` rows, because matrix products round otherwise at another number of rows.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,9 +64,10 @@ def evaluate(
     table = Table(labels, list(views), runtime.device)
     for batch in eval_batches(index, data, renderings, place=runtime, device=runtime.device, micro_batch=micro_batch):
         images = dict(zip(renderings, batch.images, strict=True))
-        found = [scorer.log_probabilities(images) for scorer in scorers]
+        found = [scorer.probabilities(images) for scorer in scorers]
         rows = torch.from_numpy(np.flatnonzero(batch.ids >= 0)).to(runtime.device)
-        averaged = [_mean([one[number] for one in found])[rows] for number in range(len(views))]
+        equal = [1 / len(found)] * len(found)
+        averaged = [_mean([one[number] for one in found], equal)[rows] for number in range(len(views))]
         ids = torch.from_numpy(batch.ids).to(runtime.device)[rows]
         table.add(ids, batch.labels[rows] >= 0, averaged)
         advance(len(batch.labels) * runtime.world)
@@ -97,8 +97,8 @@ class _Scorer:
             except ValueError as error:
                 raise UserError(f"view dense: {error}. Leave the dense views out") from None
 
-    def log_probabilities(self, images: dict[Rendering, list[torch.Tensor]]) -> list[torch.Tensor]:
-        """Float32 [n, classes] of each view."""
+    def probabilities(self, images: dict[Rendering, list[torch.Tensor]]) -> list[torch.Tensor]:
+        """Float64 [n, classes] of each view."""
         by_look = self._of_crops(images)
         for px in self.whole:
             by_look |= self._of_whole(px, images[self.rendering[px]])
@@ -114,7 +114,7 @@ class _Scorer:
         return dict(zip(self.crops, found.view(len(self.crops), -1, found.shape[1]), strict=True))
 
     def _forward(self, asked: Sequence[tuple[Look, torch.Tensor]]) -> torch.Tensor:
-        """Log-probabilities float32 [len(asked), classes]."""
+        """Probabilities float64 [len(asked), classes]."""
         px = self.crop_px
         rows = []
         for look, image in asked:
@@ -127,7 +127,7 @@ class _Scorer:
         missing = ROWS_ON_CPU - len(asked)
         if self.device.type == "cpu" and missing > 0:
             pixels = torch.cat([pixels, pixels.new_zeros(missing, px, px, 3)])
-        return self._scores(self.network, pixels)[: len(asked)].log_softmax(dim=1)
+        return self._scores(self.network, pixels).softmax(dim=1)[: len(asked)]
 
     def _of_whole(self, px: int, images: list[torch.Tensor]) -> dict[Look, torch.Tensor]:
         """Class scores are averaged over the map, softmax outputs over the image and its mirror image (section 3.2)."""
@@ -137,24 +137,25 @@ class _Scorer:
         with _without_tuning():
             for image in images:
                 both = torch.stack([image, image.flip(1)])
-                log_p = self._scores(self.dense, both).mean(dim=(2, 3)).log_softmax(dim=1)
-                plain.append(log_p[0])
-                mirrored.append(log_p[1])
+                found = self._scores(self.dense, both).mean(dim=(2, 3)).softmax(dim=1)
+                plain.append(found[0])
+                mirrored.append(found[1])
         return {Look(px, "dense", False): torch.stack(plain), Look(px, "dense", True): torch.stack(mirrored)}
 
     def _scores(self, network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-        """Float32 scores of uint8 [n, height, width, 3]."""
+        """Float64 scores of uint8 [n, height, width, 3]."""
         images = torch.addcmul(self.offset, pixels.float(), self.scale).permute(0, 3, 1, 2)  # channels_last
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return network(images).float()
+            return network(images).double()  # so that no probability is 0
 
 
-def _mean(log_p: list[torch.Tensor], weights: list[float] | None = None) -> torch.Tensor:
-    """The logarithm of the weighted mean of probabilities, all [n, classes]."""
-    if len(log_p) == 1:
-        return log_p[0]
-    logs = [math.log(weight) for weight in weights or [1 / len(log_p)] * len(log_p)]
-    return torch.stack(log_p).add_(torch.tensor(logs, device=log_p[0].device)[:, None, None]).logsumexp(dim=0)
+def _mean(probabilities: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
+    """The weighted mean of tensors [n, classes]. One product and one sum at a time: both are rounded alike wherever an
+    element lies, which fused or vectorised reductions (and a logsumexp) are not."""
+    total = torch.zeros_like(probabilities[0])
+    for each, weight in zip(probabilities, weights, strict=True):
+        total += each * weight
+    return total
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """What became of every image of a set: found on any rank, put together by one reduction, the same on all.
 
-In: log-probabilities and labels of a batch. Out: for each view the five likeliest classes of every image with their
-log-probabilities, and the label's. Each rank fills the rows of the images that it has seen, all others are zero, and
+In: probabilities and labels of a batch. Out: for each view the five likeliest classes of every image with their
+probabilities, and the label's. Each rank fills the rows of the images that it has seen, all others are zero, and
 integers add up exactly: so the bits of the result do not depend on the number of ranks.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +15,18 @@ import torch.distributed as dist
 from pipeline.metrics import Score
 
 TOP = 5
+SMALLEST = 5e-324  # probability in a loss
 NO_CLASS = -1  # in place of a class: fewer than five classes, an image that was not scored, a row of NaN
-_OF_VIEW = 1 + 2 * TOP
+_OF_VIEW = TOP + 2 * (TOP + 1)  # int32 columns; a float64 takes two
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one view: classes int32 [N, 5], likeliest first; log_p float32 [N, 5]; label_log_p float32 [N]."""
+    """Of one view: classes int32 [N, 5], likeliest first, their probabilities float64 [N, 5], and the label's [N]."""
 
     classes: np.ndarray
-    log_p: np.ndarray
-    label_log_p: np.ndarray
+    probabilities: np.ndarray
+    label_probability: np.ndarray
 
     def errors(self, labels: np.ndarray, scored: np.ndarray, top: int) -> np.ndarray:
         """Bool [N]: whether the label is not among the `top` likeliest classes, for images that were scored."""
@@ -41,13 +43,14 @@ class Outcomes:
     views: dict[str, Outcome]
 
     def scores(self) -> dict[str, Score]:
-        """The score of each view. Losses are summed in the order of the ids."""
+        """The score of each view."""
         seen = int(self.scored.sum())
         found = {}
         for view, outcome in self.views.items():
             wrong = [int(outcome.errors(self.labels, self.scored, top).sum()) for top in (1, TOP)]
-            loss = -outcome.label_log_p[self.scored].astype(np.float64).sum() / max(seen, 1)
-            found[view] = Score(seen, seen - wrong[0], seen - wrong[1], float(loss))
+            of_labels = outcome.label_probability[self.scored].tolist()
+            loss = -math.fsum(math.log(max(p, SMALLEST)) for p in of_labels) / max(seen, 1)
+            found[view] = Score(seen, seen - wrong[0], seen - wrong[1], loss)
         return found
 
 
@@ -59,18 +62,18 @@ class Table:
         self.labels, self.views = labels, views
         self.rows = torch.zeros(len(labels), 2 + _OF_VIEW * len(views), dtype=torch.int32, device=device)
 
-    def add(self, ids: torch.Tensor, scored: torch.Tensor, log_p: list[torch.Tensor]) -> None:
-        """The images of `ids` int64 [n]: `scored` bool [n]; log-probabilities [n, classes] of each view."""
+    def add(self, ids: torch.Tensor, scored: torch.Tensor, probabilities: list[torch.Tensor]) -> None:
+        """The images of `ids` int64 [n]: `scored` bool [n]; probabilities float64 [n, classes] of each view."""
         columns = [torch.ones_like(scored), scored]
         labels = torch.from_numpy(self.labels).to(ids.device)[ids]
-        for found in log_p:
+        for found in probabilities:
             top, classes = found.topk(min(TOP, found.shape[1]), dim=1)
             # NaN sorts first, and would else be right by chance.
             unknown = ~scored | found.isnan().any(dim=1)
             classes = classes.masked_fill(unknown[:, None], NO_CLASS)
-            top, classes = _widened(top, float("-inf")), _widened(classes, NO_CLASS)
+            top, classes = _widened(top, 0), _widened(classes, NO_CLASS)
             of_label = found.gather(1, labels[:, None])
-            columns += [*classes.unbind(1), *_bits(top).unbind(1), _bits(of_label)[:, 0]]
+            columns += [*classes.unbind(1), *_bits(top).unbind(1), *_bits(of_label).unbind(1)]
         self.rows.index_add_(0, ids, torch.stack([column.to(torch.int32) for column in columns], dim=1))
 
     def reduced(self) -> Outcomes:
@@ -85,13 +88,13 @@ class Table:
         views = {}
         for number, view in enumerate(self.views):
             of_view = np.ascontiguousarray(rows[:, 2 + number * _OF_VIEW : 2 + (number + 1) * _OF_VIEW])
-            log_p = of_view[:, TOP:].copy().view(np.float32)
-            views[view] = Outcome(of_view[:, :TOP], log_p[:, :TOP], log_p[:, TOP])
+            found = of_view[:, TOP:].copy().view(np.float64)
+            views[view] = Outcome(of_view[:, :TOP], found[:, :TOP], found[:, TOP])
         return Outcomes(self.labels, rows[:, 1] == 1, views)
 
 
 def _bits(values: torch.Tensor) -> torch.Tensor:
-    return values.float().contiguous().view(torch.int32)
+    return values.contiguous().view(torch.int32)
 
 
 def _widened(columns: torch.Tensor, fill: float) -> torch.Tensor:

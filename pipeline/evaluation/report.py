@@ -5,6 +5,7 @@ Weights & Biases. Errors are in %, as the names of the keys say.
 """
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -107,7 +108,8 @@ def by_class(outcomes: Outcomes, view: str, outputs: np.ndarray, classes: Sequen
     outcome = outcomes.views[view]
     wrong1, wrong5 = (outcome.errors(outcomes.labels, outcomes.scored, top) for top in (1, 5))
     size = int(outputs.max()) + 1
-    seen, *wrong = (np.bincount(outcomes.labels[chosen], minlength=size) for chosen in (outcomes.scored, wrong1, wrong5))
+    chosen = (outcomes.scored, wrong1, wrong5)
+    seen, *wrong = (np.bincount(outcomes.labels[rows], minlength=size) for rows in chosen)
     return [
         {
             "class": name,
@@ -162,6 +164,7 @@ def write(result: Evaluated, path: Path) -> None:
 
 def _figures(score: Score) -> dict[str, Any]:
     found: dict[str, Any] = asdict(score)
+    found["loss"] = score.loss if math.isfinite(score.loss) else None  # JSON has no word for it
     for top, correct in ((1, score.correct1), (5, score.correct5)):
         wrong = score.seen - correct
         found[f"top{top}_error_percent"] = _percent(wrong, score.seen)

@@ -41,7 +41,17 @@ def refuse(ids, reasons):
     raise AssertionError((ids, reasons))
 
 
-def run_pairs(*requests, px=32, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3, device=CPU, prefetch=2, on_bad=refuse):
+def run_pairs(
+    *requests,
+    px=32,
+    mean=(0.0, 0.0, 0.0),
+    std=(1 / 255,) * 3,
+    interpolation="bilinear",
+    antialias=True,
+    device=CPU,
+    prefetch=2,
+    on_bad=refuse,
+):
     """(request, images) of each request; by default as pixels in 0..255."""
     return decode(
         iter(requests),
@@ -49,6 +59,8 @@ def run_pairs(*requests, px=32, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3, device
         px=px,
         mean=mean,
         std=std,
+        interpolation=interpolation,
+        antialias=antialias,
         device=device,
         on_gpu=device.type == "cuda",
         threads=2,

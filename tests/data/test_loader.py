@@ -14,6 +14,7 @@ from pipeline.config import Data
 from pipeline.data.index import load
 from pipeline.data.loader import decodes_on_gpu, eval_batches, order_of, train_batches, train_requests
 from pipeline.data.order import rank_part
+from pipeline.data.rendering import Rendering
 from pipeline.data.source import Source
 from pipeline.errors import UserError
 from pipeline.runtime import Place
@@ -187,7 +188,16 @@ def test_another_seed_or_epoch_sees_other_windows(photos):
 def test_evaluation_sees_each_id_once_and_all_ranks_step_alike(held_out, world, micro_batch):
     index, data = load(held_out), settings()
     ranks = [
-        list(eval_batches(index, data, place=Place(rank, world, rank, world), device=CPU, micro_batch=micro_batch))
+        list(
+            eval_batches(
+                index,
+                data,
+                [Rendering(36), Rendering(50)],
+                place=Place(rank, world, rank, world),
+                device=CPU,
+                micro_batch=micro_batch,
+            )
+        )
         for rank in range(world)
     ]
     assert len({len(batches) for batches in ranks}) == 1
@@ -196,7 +206,24 @@ def test_evaluation_sees_each_id_once_and_all_ranks_step_alike(held_out, world, 
     assert sorted(ids[ids >= 0].tolist()) == list(range(23))
     assert (labels[ids < 0] == -1).all()
     assert (labels[ids >= 0] == index.label[ids[ids >= 0]]).all()
-    assert all(batch.images.shape[-2:] == (36, 36) for batches in ranks for batch in batches)
+    for batch in (batch for batches in ranks for batch in batches):
+        for px, images in zip((36, 50), batch.images, strict=True):
+            assert [min(image.shape[:2]) for image in images] == [px] * len(batch.ids)
+
+
+def test_evaluation_of_some_samples_sees_them_in_their_order(held_out):
+    index, chosen = load(held_out), np.array([20, 3, 7])
+    (batch,) = eval_batches(
+        index,
+        settings(),
+        [Rendering(36)],
+        place=Place(0, 1, 0, 1),
+        device=CPU,
+        micro_batch=8,
+        samples=chosen,
+    )
+    assert batch.ids.tolist() == chosen.tolist()
+    assert batch.labels.tolist() == index.label[chosen].tolist()
 
 
 def test_statistics_of_the_shards_are_needed_for_their_colours(photos):

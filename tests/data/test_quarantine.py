@@ -8,6 +8,7 @@ from pipeline.data import quarantine
 from pipeline.data.index import load
 from pipeline.data.loader import eval_batches, order_of, train_batches
 from pipeline.data.quarantine import BadImages, Entry
+from pipeline.data.rendering import Rendering
 from pipeline.errors import UserError
 from pipeline.runtime import Place
 from tests.data.test_loader import CPU, settings, steps_of
@@ -131,15 +132,15 @@ def test_want_of_memory_is_no_images_fault(photos, monkeypatch):
 
 
 def _window():
-    from pipeline.data.windows import centre_square
+    from pipeline.data.windows import whole
 
-    return centre_square(np.array([4]), np.array([4]), np.array([0]))
+    return whole(np.array([4]), np.array([4]))
 
 
 def test_evaluation_leaves_bad_images_out_of_the_score_but_sees_their_ids(rotten):
     index, place = load(rotten), Place(0, 1, 0, 1)
     for _ in range(2):  # found, then known
-        batches = list(eval_batches(index, settings(), place=place, device=CPU, micro_batch=8))
+        batches = list(eval_batches(index, settings(), [Rendering(36)], place=place, device=CPU, micro_batch=8))
         ids, labels = (np.concatenate([np.asarray(getattr(b, name)) for b in batches]) for name in ("ids", "labels"))
         assert sorted(ids[ids >= 0].tolist()) == list(range(60))
         assert ids[(labels < 0) & (ids >= 0)].tolist() == list(BROKEN)
@@ -150,7 +151,7 @@ def test_evaluation_leaves_bad_images_out_of_the_score_but_sees_their_ids(rotten
 
 def test_padding_shows_sample_0_even_if_that_is_bad(make_set):
     index = load(make_set("first", 5, broken=[0]))
-    (only,) = eval_batches(index, settings(), place=Place(1, 2, 1, 2), device=CPU, micro_batch=3)
+    (only,) = eval_batches(index, settings(), [Rendering(36)], place=Place(1, 2, 1, 2), device=CPU, micro_batch=3)
     assert only.ids.tolist() == [3, 4, -1]
     assert only.labels.tolist() == [3, 4, -1]
 

@@ -81,13 +81,13 @@ def test_windows_equal_a_scalar_implementation(recipe, seed, epoch):
         assert got.flip[n] == (scalar_uniform(seed, epoch, sample, 2) < 0.5)
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "centre_square"])
+@pytest.mark.parametrize("recipe", [*RECIPES, "whole"])
 @given(sides=SIDES)
 def test_windows_lie_inside_the_image(recipe, sides):
     heights, widths = np.array(sides).T
     ids = np.arange(len(sides))
-    if recipe == "centre_square":
-        got = windows.centre_square(heights, widths, ids)
+    if recipe == "whole":
+        got = windows.whole(heights, widths)
     else:
         got = getattr(windows, recipe)(heights, widths, ids, 0, 0, **RECIPES[recipe][0])
     assert (got.height >= 1).all()

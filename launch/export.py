@@ -1,0 +1,41 @@
+"""Export a classifier: its weights as safetensors, and beside them a JSON of what they are.
+
+    python -m launch.export runs/vgg16 vgg16.safetensors [--best]
+
+`python -m launch.evaluate vgg16.safetensors --data SET` scores it. Plain torch loads it, for networks that torchvision
+has (alexnet, vgg11, vgg13, vgg16, vgg19 and their _bn, torchvision:NAME):
+
+    model = torchvision.models.vgg16(num_classes=N)
+    model.load_state_dict(safetensors.torch.load_file("vgg16.safetensors"))
+
+and any other with models.build.build(NAME, N). The JSON holds the network's name and settings, its classes in the order
+of the outputs, how images are prepared, and where it comes from. SOURCE is what launch.evaluate takes.
+"""
+
+import argparse
+from pathlib import Path
+
+from launch.command import run_command
+from pipeline.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a run folder, a checkpoint's folder, torchvision:NAME, ...")
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write; OUT.json comes beside it")
+    parser.add_argument("--best", action="store_true", help="the run's best checkpoint instead of its last one")
+    words = parser.parse_args()
+    if words.out.suffix != ".safetensors":
+        raise UserError(f"{words.out}: give a name that ends in .safetensors")
+
+    from pipeline.evaluation import classifier
+    from pipeline.evaluation.export import export
+
+    beside = export(classifier.read(words.source, [], words.best), words.out)
+    print(f"{words.out} and {beside.name}\nscore it with: python -m launch.evaluate {words.out} --data PACKED_SET")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,72 @@
+"""The per-image file: what the network said of every image, in the order of the ids.
+
+In: outcomes, the index, names. Out: CSV, or Parquet if the file's name ends so: a row an image and view. An image that
+could not be decoded has a row without classes.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.data.index import Index
+from pipeline.errors import UserError
+from pipeline.evaluation.outcomes import NO_CLASS, TOP, Outcomes
+
+COLUMNS = (
+    *("id", "key", "view", "label", "label_name", "label_probability"),
+    *(f"{what}_{place}" for place in range(1, TOP + 1) for what in ("class", "name", "probability")),
+)
+
+
+def check(path: Path) -> None:
+    """Refuse what could not be written, before anything is scored."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--save-predictions {path}: give a name that ends in .csv or .parquet")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--save-predictions {path}: there is no folder {path.parent}. Make it first")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ModuleNotFoundError:
+            raise UserError(
+                f"--save-predictions {path}: Parquet needs pyarrow. Install it: .venv/bin/pip install -c "
+                f"constraints.txt -e '.[parquet]', or write .csv"
+            ) from None
+
+
+def write(outcomes: Outcomes, index: Index, names: Sequence[str], path: Path) -> None:
+    """Write it, whole or not at all; `names[output]` is the name of an output."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    rows = _rows(outcomes, index, names)
+    if path.suffix == ".csv":
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(rows)
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+        pyarrow.parquet.write_table(pyarrow.table({name: list(column) for name, column in columns.items()}), temporary)
+    os.replace(temporary, path)
+
+
+def _rows(outcomes: Outcomes, index: Index, names: Sequence[str]) -> Iterator[list]:
+    labels, keys = outcomes.labels.tolist(), [index.key_of(sample) for sample in range(len(index))]
+    for view, outcome in outcomes.views.items():
+        classes, probabilities = outcome.classes.tolist(), outcome.probabilities.tolist()
+        of_label = outcome.label_probability.tolist()
+        for sample, scored in enumerate(outcomes.scored.tolist()):
+            row: list = [sample, keys[sample], view, labels[sample], names[labels[sample]]]
+            row.append(_rounded(of_label[sample]) if scored else None)
+            for found, probability in zip(classes[sample], probabilities[sample], strict=True):
+                known = scored and found != NO_CLASS
+                row += [found, names[found], _rounded(probability)] if known else [None] * 3
+            yield row
+
+
+def _rounded(probability: float) -> float:
+    """To 7 digits, which is all that a network's float32 holds."""
+    return float(f"{probability:.7g}")

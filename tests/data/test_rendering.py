@@ -1,0 +1,92 @@
+"""Whole images at a scale: the sizes and pixels of torchvision's Resize, by torch and by the graph that GPUs run."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode, Resize
+
+from pipeline.data import dali
+from pipeline.data.decode import render
+from pipeline.data.rendering import Rendering, resize
+from pipeline.linting.decode import Told
+from tests.conftest import jpeg, photo
+from tests.data.test_decode import raw_request, refuse, request
+
+CPU = torch.device("cpu")
+FILTERS = [("bilinear", True), ("bicubic", True), ("bilinear", False), ("bicubic", False)]
+BOTH = [Rendering(48), Rendering(70, "bicubic", False)]
+SIDES = [(60, 90), (91, 64), (40, 40), (200, 77)]
+IMAGES = [jpeg(photo(n, n % 5, *sides), subsampling=0) for n, sides in enumerate(SIDES)]
+
+
+@given(height=st.integers(1, 7000), width=st.integers(1, 7000), px=st.integers(1, 600))
+def test_sizes_are_those_of_torchvision(height, width, px):
+    from torchvision.transforms.functional import _compute_resized_output_size
+
+    wanted = _compute_resized_output_size((height, width), [px])
+    assert Rendering(px).sizes(np.array([height]), np.array([width]))[0].tolist() == wanted
+
+
+@pytest.mark.parametrize(("interpolation", "antialias"), FILTERS)
+def test_pixels_are_those_of_torchvision(interpolation, antialias):
+    """Within a level of 255: of PIL's images if antialiased, else of its tensors."""
+    pixels = photo(1, 0, 150, 211)
+    mode = InterpolationMode(interpolation)
+    if antialias:
+        wanted = np.asarray(Resize(64, mode)(Image.fromarray(pixels)))
+    else:
+        wanted = Resize(64, mode, antialias=False)(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    height, width = Rendering(64).sizes(np.array([150]), np.array([211]))[0].tolist()
+    got = resize(torch.from_numpy(pixels), height, width, interpolation, antialias).numpy()
+    assert np.abs(got.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("form", [request, raw_request])
+def test_each_image_comes_in_each_rendering_with_its_own_sides(form):
+    asked = form(IMAGES, [(0, 0, *sides) for sides in SIDES])
+    options = {"device": CPU, "on_gpu": False, "threads": 2, "prefetch": 2, "bad": Told(refuse)}
+    pairs = list(render(iter([asked] * 3), is_raw=form is raw_request, renderings=BOTH, **options))
+    assert len(pairs) == 3
+    for done, images in pairs:
+        assert done is asked
+        for rendering, of_one in zip(BOTH, images, strict=True):
+            sizes = rendering.sizes(*np.array(SIDES).T).tolist()
+            assert [list(image.shape) for image in of_one] == [[*size, 3] for size in sizes]
+            assert {image.dtype for image in of_one} == {torch.uint8}
+
+
+@pytest.mark.parametrize(("interpolation", "antialias"), FILTERS[:3])
+def test_the_graph_for_gpus_gives_the_same_pixels(interpolation, antialias):
+    """Run on the CPU: within two levels of 255 away from the border, where DALI repeats it. (Without antialiasing
+    torch's bicubic has another coefficient, -0.75 for -0.5, and is left out.)"""
+    asked = raw_request(IMAGES, [(0, 0, *sides) for sides in SIDES])
+    rendering = Rendering(48, interpolation, antialias)
+    graph = dali._renderings_graph(len(IMAGES), True, [rendering, Rendering(60)], None, 1, 1)
+    dali._feed_windows(graph, asked)
+    for number, wanted in enumerate([rendering, Rendering(60)]):
+        sizes = wanted.sizes(asked.windows.height, asked.windows.width)
+        graph.feed_input(f"size{number}", sizes.astype(np.float32))
+    first, second = graph.run()
+    for row, pixels in enumerate(asked.images):
+        got = np.asarray(first[row]).astype(int)
+        wanted = resize(torch.from_numpy(pixels.copy()), *got.shape[:2], interpolation, antialias).numpy()
+        assert np.abs(got - wanted)[3:-3, 3:-3].max() <= 2
+        assert min(np.asarray(second[row]).shape[:2]) == 60
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", [request, raw_request])
+def test_the_gpu_gives_the_same_renderings(form):
+    asked = form(IMAGES, [(0, 0, *sides) for sides in SIDES])
+    options = {"threads": 2, "prefetch": 2, "bad": Told(refuse), "is_raw": form is raw_request}
+    plain = [Rendering(48), Rendering(70, "bicubic")]
+    (_, cpu), *_ = render(iter([asked]), renderings=plain, device=CPU, on_gpu=False, **options)
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    for _, images in render(iter([asked] * 3), renderings=plain, device=gpu, on_gpu=True, **options):
+        for of_one, expected in zip(images, cpu, strict=True):
+            for image, wanted in zip(of_one, expected, strict=True):
+                assert image.device == gpu
+                assert (image.cpu().int() - wanted.int())[3:-3, 3:-3].abs().float().mean() < 1
