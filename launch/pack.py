@@ -90,6 +90,9 @@ def _report(packed: dict[str, Any], out: Path) -> None:
         validation = out / "validation" if "validation" in packed["sets"] else "none"
         words = [config, f"data.train={out / 'train'}", f"data.validation={validation}"]
         _say(f"next: {shlex.join(['launch/single_node.sh', *words])}")
+    else:
+        scored = shlex.quote(str(out / next(iter(packed["sets"]))))
+        _say(f"next: python -m launch.evaluate RUN_OR_NETWORK --data {scored}")
     if packed["kind"] == "WebDataset shards":
         _say(f"images were not decoded, only their headers read; to do that: python -m launch.lint {out / name}")
     else:

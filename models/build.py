@@ -56,7 +56,9 @@ def check_name(name: str, settings: Iterable[str] = ()) -> None:
     elif not colon and name in SETTINGS:
         understood = SETTINGS[name]
     else:
-        raise ValueError(f"unknown model {name!r}{_nearest(rest if colon else name)}; known are {_known()}")
+        raise ValueError(
+            f"unknown model {name!r}{_nearest(rest if colon else name, bool(colon))}; known are {_known()}"
+        )
     if wrong := sorted(set(settings) - understood):
         raise ValueError(f"model {name} has no setting {', '.join(wrong)}; it has {', '.join(sorted(understood))}")
 
@@ -149,8 +151,10 @@ def _check_factory(name: str) -> None:
         raise ValueError(f"model {name}: there is no package {package}; is it installed, or on PYTHONPATH?")
 
 
-def _nearest(name: str) -> str:
-    full_names = {found: f"torchvision:{found}" for found in torchvision_names()} | {found: found for found in SETTINGS}
+def _nearest(name: str, in_torchvision: bool) -> str:
+    full_names = {found: f"torchvision:{found}" for found in torchvision_names()}
+    if not in_torchvision:
+        full_names |= {found: found for found in SETTINGS}
     near = difflib.get_close_matches(name.lower(), full_names, n=3)
     return f", did you mean {' or '.join(full_names[found] for found in near)}?" if near else ""
 

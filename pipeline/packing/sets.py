@@ -1,7 +1,8 @@
 """Which image goes into which set, under which class and key.
 
 In: the files that `sources.find` lists. Out: the class list that all sets share, and the `Source`s of each set.
-A class's label is its place in the list: the sorted names of the training classes, unless a list is given.
+A class's label is its place in the list: the sorted names of the training classes, or of all where
+no image is for training, unless a list is given.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,21 +76,18 @@ def arrange(
     """Give each file of `found` (anything but shards) its class and set.
 
     `holdout` moves that share of the training images, in 0..1, to validation. Raises UserError: a class that the list
-    or training lacks, no class list, validation images without labels, a set left without images.
+    or training lacks, validation images without labels, a set left without images.
     """
     if found.kind == sources.ARCHIVES:
         by_set, implied = _from_archives(found, val_labels)
     else:
         by_set = {name: list(_from_folders(found, name, val_labels)) for name in found.files}
         implied = None
-    if classes is None and "train" in by_set:
-        classes = sorted({source.class_name for source in by_set["train"]})
-    classes = classes or implied
-    if classes is None:
-        raise UserError(
-            f"{found.root} has no training images, so the order of the classes is not known. "
-            f"Give the training set's list: --classes PACKED/train"
-        )
+    if classes is None and (implied is None or "train" in by_set):
+        # Without training images it is a set to score on, whose classes launch.evaluate knows by name.
+        known = by_set.get("train") or chain(*by_set.values())
+        classes = sorted({source.class_name for source in known})
+    classes = classes or implied or []
     for name, members in by_set.items():
         _check_classes(name, members, classes)
     if holdout:

@@ -19,22 +19,26 @@ def sentence(view: str, *entries: Entry, images: int = 50_000, classes: int = 10
     return compare(view, entries, images, classes)
 
 
+D, E = entry("vgg16", **VGG_RECIPE), entry("vgg19", **VGG_RECIPE)
+PUBLISHED = entry("torchvision:alexnet", "alexnet-owt-7be5be79.pth")
+
+
 @pytest.mark.parametrize(
     ("view", "entries", "row"),
     [
         ("ten", [entry("alexnet_2012")], "40.7 / 18.2 (Krizhevsky et al. 2012, table 2, 1 CNN, ten crops)"),
         ("ten", [entry("alexnet_2012")] * 5, "38.1 / 16.4 (Krizhevsky et al. 2012, table 2, 5 CNNs, ten crops)"),
-        ("dense@384", [entry("vgg16", **VGG_RECIPE)], "25.6 / 8.1 (Simonyan and Zisserman 2014, table 3, dense, D, S=[256;512], Q=384)"),
+        ("dense@384", [D], "25.6 / 8.1 (Simonyan and Zisserman 2014, table 3, dense, D, S=[256;512], Q=384)"),
         ("dense", [entry("vgg19", resize_px=384, **VGG_RECIPE)], "25.5 / 8.0 ("),
         ("dense", [entry("vgg11", scale_px=(256, 256), **VGG_RECIPE)], "29.6 / 10.4 ("),
         ("dense@224-256-288", [entry("vgg13", scale_px=(256, 256), **VGG_RECIPE)], "28.2 / 9.6 ("),
-        ("dense@256-384-512", [entry("vgg16", **VGG_RECIPE)], "24.8 / 7.5 (Simonyan and Zisserman 2014, table 4, dense, D,"),
-        ("150", [entry("vgg19", **VGG_RECIPE)], "24.6 / 7.4 (Simonyan and Zisserman 2014, table 5, 150, E,"),
+        ("dense@256-384-512", [D], "24.8 / 7.5 (Simonyan and Zisserman 2014, table 4, dense, D,"),
+        ("150", [E], "24.6 / 7.4 (Simonyan and Zisserman 2014, table 5, 150, E,"),
         ("50@512-384-256", [entry("vgg16", **VGG_RECIPE)], "24.6 / 7.5 ("),
         ("150+dense@256-384-512", [entry("vgg19", **VGG_RECIPE)], "24.4 / 7.1 ("),
-        ("dense@256-384-512+150", [entry("vgg16", **VGG_RECIPE), entry("vgg19", **VGG_RECIPE)], "23.7 / 6.8 (Simonyan and Zisserman 2014, table 6, 150+dense, D + E,"),
+        ("dense@256-384-512+150", [D, E], "23.7 / 6.8 (Simonyan and Zisserman 2014, table 6, 150+dense, D + E,"),
         ("dense@256-384-512", [entry("vgg19", **VGG_RECIPE), entry("vgg16", **VGG_RECIPE)], "24.0 / 7.1 ("),
-        ("centre", [entry("torchvision:alexnet", "alexnet-owt-7be5be79.pth")], "43.478 / 20.934 (torchvision's own figure for these weights)"),
+        ("centre", [PUBLISHED], "43.478 / 20.934 (torchvision's own figure for these weights)"),
         ("centre", [entry("vgg16", "vgg16-397923af.pth")], "28.408 / 9.618 (torchvision's own"),
         ("centre", [entry("alexnet")], "43.478 / 20.934 (torchvision's figure for its weights of this network)"),
         ("centre", [entry("vgg19_bn")], "25.782 / 8.158 (torchvision's figure"),

@@ -20,8 +20,8 @@ NAMES = ["red", "green", "blue", "yellow", "cyan", "none of the set"]
 
 @pytest.fixture
 def outcomes(photos) -> Outcomes:
-    """Of 50 images in five classes: image 7 is not scored; every fifth (class 0) is taken for class 1, and image 3 for the
-    sixth output, with certainty."""
+    """Of 50 images in five classes: image 7 is not scored; every fifth (class 0) is taken for class 1, and image 3 for
+    the sixth output, with certainty."""
     labels = index.load(photos).label.astype(np.int64)
     first = np.where(labels == 0, 1, labels)
     first[3] = 5
@@ -94,7 +94,7 @@ def test_predictions(outcomes, photos, tmp_path, ending):
     predictions.check(path)
     predictions.write(outcomes, found, NAMES, path)
     if ending == "csv":
-        rows = list(csv.DictReader(open(path)))
+        rows = list(csv.DictReader(path.read_text().splitlines()))
     else:
         pyarrow = pytest.importorskip("pyarrow.parquet")
         rows = [

@@ -145,12 +145,15 @@ class TestFolders:
         refused(labelled, "--val-labels.*class folders", val_labels=tmp_path / "labels.csv")
         refused(fill(tmp_path / "twice", "val/a/1.jpg", "validation/a/1.jpg"), "two folders for validation")
         refused(fill(tmp_path / "alien", "train/a/1.jpg", "val/b/1.jpg"), r"the class 'b' \(for example val/b/1.jpg\)")
-        refused(fill(tmp_path / "alone", "val/a/1.jpg"), "order of the classes is not known.*--classes")
         refused(tmp_path / "flat/1.jpg", "is a file")
         refused(str(tmp_path / "*.tar"), "matches no file")
 
 
 class TestSets:
+    def test_a_set_without_training_images_has_its_own_class_list(self, tmp_path):
+        arranged = sets.arrange(sources.find(str(fill(tmp_path / "alone", "val/b/1.jpg", "test/a/1.jpg"))))
+        assert arranged.classes == ["a", "b"]
+
     def test_class_list(self, tmp_path):
         found = sources.find(str(fill(tmp_path / "photos", "cat/1.jpg")))
         (tmp_path / "classes.txt").write_text("dog\ncat\n")
