@@ -26,6 +26,10 @@ SETTINGS = {
         name + suffix: {"width", "dropout", "init", "image_px"} for suffix in ("", "_bn") for name in VGG_CONFIGURATIONS
     },
 }
+# The deeper VGGs, each with the network whose trained layers it can start from (models.vgg.layers_from_a).
+GROWS_FROM = {
+    name + suffix: f"vgg11{suffix}" for suffix in ("", "_bn") for name in VGG_CONFIGURATIONS if name != "vgg11"
+}
 # What the networks themselves refuse, known before torch is imported; a test asks them.
 GROUPS = (1, 2, 4, 8)
 SMALLEST_PX = {name: 63 if name.startswith("alexnet") else 32 for name in SETTINGS}

@@ -22,6 +22,7 @@ CONFIGURATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
     "D": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
     "E": ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
 }
+FROM_A = ((0, 0), (1, 0), (2, 0), (2, 1))  # A's first four convolutions: block and place in it
 
 
 class VGG(nn.Module):
@@ -57,7 +58,7 @@ class VGG(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden, num_classes),
         )
-        self.name = f"VGG {configuration}"
+        self.name, self.configuration, self.batch_norm = f"VGG {configuration}", configuration, batch_norm
         self.smallest_px = smallest_image_px(self.features)
         require_image_px(self.name, image_px, self.smallest_px)
         initialise(self, init)
@@ -85,6 +86,33 @@ def feature_layers(configuration: str, batch_norm: bool, width: float) -> nn.Seq
             inputs = outputs
         layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
     return nn.Sequential(*layers)
+
+
+def layers_from_a(configuration: str, batch_norm: bool) -> dict[str, str]:
+    """The layers of a deeper `configuration` that start from a trained A, each with A's name of it: {"features.5":
+    "features.3", ...}.
+
+    "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net
+    A (the intermediate layers were initialised randomly)", without a lower learning rate (Section 3.1). A's first four
+    convolutions, 3 -> 64 -> 128 -> 256 -> 256 channels, do not fit the first four of B to E, two of which take 64 to 64
+    and 128 to 128. So they are taken to mean A's layers, each going to its own block and place in it: conv1_1, conv2_1,
+    conv3_1, conv3_2. The batch normalisation behind a convolution goes with it.
+    """
+    theirs, ours = (_convolution_numbers(name, batch_norm) for name in ("A", configuration))
+    pairs = [(ours[at] + behind, theirs[at] + behind) for at in FROM_A for behind in range(1 + batch_norm)]
+    linear = {f"classifier.{layer}": f"classifier.{layer}" for layer in (0, 3, 6)}
+    return {f"features.{our}": f"features.{their}" for our, their in pairs} | linear
+
+
+def _convolution_numbers(configuration: str, batch_norm: bool) -> dict[tuple[int, int], int]:
+    """Block and place of each convolution, with its number in `feature_layers`."""
+    numbers, number = {}, 0
+    for block, channels in enumerate(CONFIGURATIONS[configuration]):
+        for place in range(len(channels)):
+            numbers[block, place] = number
+            number += 3 if batch_norm else 2  # with its ReLU
+        number += 1  # pooling
+    return numbers
 
 
 def initialise(model: nn.Module, init: str) -> None:

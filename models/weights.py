@@ -1,4 +1,4 @@
-"""Weights in and out: state dicts of torchvision, of a file, of a network with another number of classes.
+"""Weights in and out: state dicts of torchvision, of a file, of a network with another number of classes or layers.
 
 `alexnet` and the VGGs bear torchvision's parameter names, so a state dict needs no translation, only a strict check
 that says what differs. Files are read without running what is in them: `.safetensors`, or torch files of tensors only.
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from models.build import check_name, known_names, torchvision_names
+from models.vgg import VGG, layers_from_a
 
 WRAPPED_UNDER = ("model", "state_dict", "module")  # torchvision's references, timm, DeepSpeed
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
@@ -35,10 +36,28 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, re
     own, given = model.state_dict(), dict(state_dict)
     if reset_head:
         given |= {name: own[name] for name in head}
-    # Weights older than PyTorch 0.4.1 lack this counter, and nothing here reads it.
-    given |= {name: own[name] for name in own.keys() - given.keys() if name.endswith("num_batches_tracked")}
-    _require_same(own, given, head)
+    given |= _batch_counters(own, given)
+    _require_same(own, given, head, advice="; reset_head=True keeps a fresh last layer")
     model.load_state_dict(given, strict=True)
+
+
+def grow(model: VGG, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Copies the layers of a trained configuration A that start a deeper VGG (`layers_from_a`), all of them or nothing.
+
+    Every other layer of `model` keeps its fresh weights. Raises ValueError naming what differs: batch normalisation,
+    the number of classes, or each parameter that is missing or of another shape.
+    """
+    layers, own = layers_from_a(model.configuration, model.batch_norm), model.state_dict()
+    if model.batch_norm != any(name.endswith("running_mean") for name in state_dict):
+        has, lacks = ("the model", "the checkpoint") if model.batch_norm else ("the checkpoint", "the model")
+        raise ValueError(f"{has} has batch normalisation, {lacks} has not")
+    parts = [(name, *name.rsplit(".", 1)) for name in own]
+    names = {name: f"{layers[layer]}.{kind}" for name, layer, kind in parts if layer in layers}
+    wanted = {theirs: own[ours] for ours, theirs in names.items()}
+    given = {name: state_dict[name] for name in wanted if name in state_dict}
+    given |= _batch_counters(wanted, given)
+    _require_same(wanted, given, head_of(model), wanted_by="the VGG A that is needed")
+    model.load_state_dict(own | {ours: given[theirs] for ours, theirs in names.items()}, strict=True)
 
 
 def to_torchvision(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
@@ -144,14 +163,21 @@ def head_of(model: nn.Module) -> list[str]:
     return [f"{linear[-1][0]}.{kind}".lstrip(".") for kind, _ in linear[-1][1].named_parameters()] if linear else []
 
 
+def _batch_counters(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of `own` that `given` lacks: weights older than PyTorch 0.4.1 have none, and nothing here reads them."""
+    return {name: own[name] for name in own.keys() - given.keys() if name.endswith("num_batches_tracked")}
+
+
 def _require_same(
     wanted: Mapping[str, torch.Tensor],
     given: Mapping[str, torch.Tensor],
     head: list[str],
     wanted_by: str = "the model",
     given_by: str = "the checkpoint",
+    advice: str = "",
 ) -> None:
-    differences = list(_differences(wanted, given, head, wanted_by, given_by))
+    """Raises ValueError listing how names and shapes differ; `advice` follows where only the classes do."""
+    differences = list(_differences(wanted, given, head, wanted_by, given_by, advice))
     if not differences:
         return
     more = len(differences) - MAX_DIFFERENCES
@@ -165,11 +191,12 @@ def _differences(
     head: list[str],
     wanted_by: str,
     given_by: str,
+    advice: str,
 ) -> Iterator[str]:
     both = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
     if head and set(both) == set(head) and wanted[head[0]].shape[1:] == given[head[0]].shape[1:]:
         classes = given[head[0]].shape[0], wanted[head[0]].shape[0]
-        yield f"{given_by} has {classes[0]} classes, {wanted_by} {classes[1]}; reset_head=True keeps a fresh last layer"
+        yield f"{given_by} has {classes[0]} classes, {wanted_by} {classes[1]}{advice}"
     for name in both:
         yield f"{name} is {_shape(given[name])} in {given_by} and {_shape(wanted[name])} in {wanted_by}"
     for name in wanted:

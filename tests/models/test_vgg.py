@@ -5,7 +5,7 @@ import torch
 import torchvision.models
 from torch import nn
 
-from models.vgg import CONFIGURATIONS, VGG
+from models.vgg import CONFIGURATIONS, VGG, layers_from_a
 
 SMALL = {"num_classes": 10, "width": 0.125}
 NUM_PARAMETERS = {"A": 132_863_336, "B": 133_047_848, "C": 133_638_952, "D": 138_357_544, "E": 143_667_240}
@@ -36,6 +36,20 @@ def test_depth_is_that_of_table_1(configuration, num_weight_layers):
     assert len(convolutions(model)) + 3 == num_weight_layers
     kernels = [layer.kernel_size[0] for layer in convolutions(model)]
     assert kernels == ([3, 3, 3, 3, 3, 3, 1, 3, 3, 1, 3, 3, 1] if configuration == "C" else [3] * len(kernels))
+
+
+@pytest.mark.parametrize("configuration", ["B", "C", "D", "E"])
+@pytest.mark.parametrize(
+    ("batch_norm", "features"),  # conv1_1, conv2_1, conv3_1 and conv3_2, here and in A, counted by hand
+    [
+        (False, {0: 0, 5: 3, 10: 6, 12: 8}),
+        (True, {0: 0, 7: 4, 14: 8, 17: 11} | {1: 1, 8: 5, 15: 9, 18: 12}),
+    ],
+)
+def test_layers_that_start_from_a(configuration, batch_norm, features):
+    linear = {f"classifier.{layer}": f"classifier.{layer}" for layer in (0, 3, 6)}
+    expected = {f"features.{ours}": f"features.{theirs}" for ours, theirs in features.items()} | linear
+    assert layers_from_a(configuration, batch_norm) == expected
 
 
 @pytest.mark.parametrize(("name", "configuration", "batch_norm"), [("vgg11", "A", False), ("vgg16_bn", "D", True)])

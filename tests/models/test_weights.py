@@ -9,8 +9,8 @@ import torchvision.models
 from safetensors.torch import save_file
 from torch import nn
 
-from models.build import build
-from models.weights import load_weights, read_weights, to_torchvision, torchvision_weights
+from models.build import GROWS_FROM, build
+from models.weights import grow, load_weights, read_weights, to_torchvision, torchvision_weights
 
 
 def small(num_classes=10, name="alexnet", width=0.125):
@@ -73,6 +73,82 @@ def test_batch_norm_weights_without_the_batch_counter_load():
     old = {name: tensor for name, tensor in checkpoint.items() if not name.endswith("num_batches_tracked")}
     load_weights(model, old)
     assert same(model.state_dict(), checkpoint)
+
+
+# Growing: what VGG A gives to a deeper VGG. Layers counted by hand, of the deeper one and of A.
+CONVOLUTIONS = {"": {0: 0, 5: 3, 10: 6, 12: 8}, "_bn": {0: 0, 7: 4, 14: 8, 17: 11}}
+NORMALISATIONS = {"": {}, "_bn": {1: 1, 8: 5, 15: 9, 18: 12}}
+OF_NORMALISATION = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def taken_from_a(suffix: str) -> dict[str, str]:
+    """The tensors that a deeper VGG takes from A, with A's names of them."""
+    taken = {name: name for layer in (0, 3, 6) for name in (f"classifier.{layer}.weight", f"classifier.{layer}.bias")}
+    for layers, kinds in ((CONVOLUTIONS[suffix], ("weight", "bias")), (NORMALISATIONS[suffix], OF_NORMALISATION)):
+        taken |= {f"features.{ours}.{kind}": f"features.{layers[ours]}.{kind}" for ours in layers for kind in kinds}
+    return taken
+
+
+@pytest.mark.parametrize("name", ["vgg13", "vgg16c", "vgg16", "vgg19", "vgg13_bn", "vgg16c_bn", "vgg16_bn", "vgg19_bn"])
+def test_growing_takes_just_these_layers_from_a(name):
+    suffix = "_bn" if name.endswith("_bn") else ""
+    shallow = small(name=f"vgg11{suffix}").state_dict()
+    marked = {key: torch.full_like(tensor, 1 + number) for number, (key, tensor) in enumerate(shallow.items())}
+    torch.manual_seed(7)
+    fresh = small(name=name).state_dict()
+    torch.manual_seed(7)
+    model = small(name=name)
+    grow(model, marked)
+    taken, grown = taken_from_a(suffix), model.state_dict()
+    assert len(taken) == (34 if suffix else 14)
+    for key, tensor in grown.items():
+        assert torch.equal(tensor, marked[taken[key]] if key in taken else fresh[key]), key
+    assert all(weight.requires_grad for weight in model.parameters())  # "allowing them to change during learning"
+
+
+def test_growing_is_for_all_but_a():
+    names = ["vgg13", "vgg16c", "vgg16", "vgg19"]
+    expected = dict.fromkeys(names, "vgg11") | {f"{name}_bn": "vgg11_bn" for name in names}
+    assert expected == GROWS_FROM
+
+
+@pytest.mark.parametrize(
+    ("name", "shallow", "message"),
+    [
+        ("vgg13", {"num_classes": 3}, "the checkpoint has 3 classes, the VGG A that is needed 10"),
+        (
+            "vgg13",
+            {"width": 0.25},
+            r"features.0.weight is \(16, 3, 3, 3\) in the checkpoint and \(8, 3, 3, 3\) in the VGG A",
+        ),
+        ("vgg13", {"name": "vgg11_bn"}, "the checkpoint has batch normalisation, the model has not"),
+        ("vgg13_bn", {"name": "vgg11"}, "the model has batch normalisation, the checkpoint has not"),
+        ("vgg13", {"name": "vgg13"}, r"features.3.weight \(16, 8, 3, 3\) is missing in the checkpoint"),
+        (
+            "vgg16_bn",
+            {"name": "vgg13_bn"},
+            r"features.4.weight is \(8\) in the checkpoint and \(16, 8, 3, 3\) in the VGG A",
+        ),
+        ("vgg13", {"name": "alexnet"}, r"features.0.weight is \(8, 3, 11, 11\) in the checkpoint"),
+    ],
+)
+def test_growing_from_what_does_not_fit(name, shallow, message):
+    model = small(name=name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as caught:
+        grow(model, small(**({"name": "vgg11"} | shallow)).state_dict())
+    assert "reset_head" not in str(caught.value)  # which is no setting of this
+    assert same(model.state_dict(), before)
+
+
+def test_growing_from_batch_norm_without_the_batch_counter():
+    shallow = small(name="vgg11_bn").state_dict()
+    model = small(name="vgg13_bn")
+    grow(model, {key: tensor for key, tensor in shallow.items() if not key.endswith("num_batches_tracked")})
+    assert torch.equal(model.state_dict()["features.18.running_var"], shallow["features.12.running_var"])
+
+
+# To and from torchvision
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn"])
