@@ -137,11 +137,15 @@ class Model(Section):
     groups: Positive | None = None
     """Groups of alexnet_2012's convolutions 2, 4 and 5; none: 2, as in the paper. 1 is the textbook's single tower."""
     init: Literal["kaiming", "glorot", "paper"] | None = None
-    """VGG's initialisation; none: kaiming. The paper's own needs weights of a shallower net to train from."""
+    """VGG's initialisation; none: kaiming. The paper's own needs layers of a trained vgg11 to train from: grow_from."""
     weights: str | None = None
     """Start from these weights: a .safetensors or torch file, a checkpoint folder, or `torchvision` (published)."""
     reset_head: bool = False
     """With `weights`: allow another number of classes, and start the last layer afresh."""
+    grow_from: str | None = None
+    """Start a deeper VGG from the first four convolutions and the linear layers of a trained vgg11 (of vgg11_bn for the
+    _bn ones), as the paper did: its run folder (there the best checkpoint), a checkpoint folder, or a .safetensors or
+    torch file."""
 
     def settings(self) -> dict[str, Any]:
         """The optional settings that were given, for `models.build`."""

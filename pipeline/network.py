@@ -7,7 +7,8 @@ refuses with ValueError becomes a UserError that names the config key.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.build import GROUPS, SETTINGS, SMALLEST_PX, check_name
+from models.build import GROUPS, GROWS_FROM, SETTINGS, SMALLEST_PX, check_name
+from pipeline import checkpoint
 from pipeline.config import Data, Model
 from pipeline.errors import UserError
 
@@ -30,6 +31,25 @@ def check(config: Model, data: Data) -> None:
         raise UserError(f"model.groups={config.groups}: give one of {', '.join(map(str, GROUPS))}")
     if config.reset_head and not config.weights:
         raise UserError("model.reset_head=true does something only together with model.weights")
+    if config.grow_from and config.name not in GROWS_FROM:
+        raise UserError(
+            f"model.grow_from={config.grow_from} does nothing for model.name={config.name}, only for "
+            f"{', '.join(GROWS_FROM)}. Leave it out"
+        )
+    if config.grow_from and config.weights:
+        raise UserError(
+            f"model.grow_from={config.grow_from} and model.weights={config.weights} both say what to start from. "
+            f"Leave one of them out"
+        )
+
+
+def check_start(config: Model) -> None:
+    """Refuse weights to start from that are not there, without importing torch."""
+    weights = config.weights
+    if weights and weights != "torchvision" and not Path(weights).exists():
+        raise UserError(f"model.weights={weights} does not exist. Give a file or a checkpoint's folder")
+    if config.grow_from:
+        _file_to_grow_from(config)
 
 
 def build(config: Model, data: Data, num_classes: int) -> "nn.Module":
@@ -62,6 +82,22 @@ def start_from(network: "nn.Module", config: Model) -> None:
         raise UserError(f"model.weights={config.weights}: {text}") from None
 
 
+def grow(network: "nn.Module", config: Model) -> None:
+    """Copy the layers of `model.grow_from` that the paper took (models.vgg.layers_from_a). UserError if they misfit."""
+    from models.vgg import VGG
+    from models.weights import grow as grow_vgg
+    from models.weights import read_weights
+
+    assert isinstance(network, VGG)  # see check
+    file = _file_to_grow_from(config)
+    try:
+        grow_vgg(network, read_weights(file))
+    except (ValueError, OSError) as error:
+        where = config.grow_from if file == Path(config.grow_from or "") else f"{config.grow_from}: {file}"
+        wanted = f"weights of {GROWS_FROM[config.name]} with the same model.width and classes"
+        raise UserError(f"model.grow_from={where}: {error}\nGive {wanted}, or leave model.grow_from out") from None
+
+
 def from_checkpoint(folder: Path, config: Model, data: Data, num_classes: int) -> "nn.Module":
     """The network of a checkpoint, its weights read from model.safetensors."""
     from models.weights import load_weights, read_weights
@@ -72,3 +108,18 @@ def from_checkpoint(folder: Path, config: Model, data: Data, num_classes: int) -
     except (ValueError, OSError) as error:
         raise UserError(f"{folder}: {error}") from None
     return network
+
+
+def _file_to_grow_from(config: Model) -> Path:
+    """The file that `model.grow_from` means, of a run its best checkpoint's. UserError if it is not there."""
+    assert config.grow_from is not None
+    path = Path(config.grow_from)
+    wanted = f"a run folder of {GROWS_FROM[config.name]}, a checkpoint's folder, or a file of weights"
+    if not path.exists():
+        raise UserError(f"model.grow_from={path} does not exist. Give {wanted}")
+    if path.is_dir():
+        try:
+            path = checkpoint.find(path, "best" if checkpoint.latest(path, "best") else "latest") / checkpoint.WEIGHTS
+        except UserError as error:
+            raise UserError(f"model.grow_from={config.grow_from}: {error}") from None
+    return path

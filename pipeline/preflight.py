@@ -16,6 +16,9 @@ from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
 
+# What a run starts from. A resumed one has its weights already, so another value is told, and changes nothing.
+STARTS = ("model.weights", "model.reset_head", "model.grow_from")
+
 # A step means something else when one of these changes, so a run does not go on with another value.
 FIXED = ("seed", "train.global_batch", "data.shuffle", "data.crop_px", "optimizer.lr_in_velocity")
 
@@ -79,9 +82,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
         raise UserError(f"run={config.run} cannot be written: {home} does not allow it. Give another run folder")
     folder = checkpoint.latest(config.run)
     if folder is None:
-        weights = config.model.weights
-        if weights and weights != "torchvision" and not Path(weights).exists():
-            raise UserError(f"model.weights={weights} does not exist. Give a file or a checkpoint's folder")
+        network.check_start(config.model)
         fresh = Progress(data_fingerprint=index.fingerprint, classes=list(index.classes))
         return Flight(config.run, index, validation, fresh, None, ())
     progress = checkpoint.read(folder, verify)
@@ -132,7 +133,7 @@ def _changes(config: Config, index: Index, progress: Progress, folder: Path) -> 
     for key in new:
         if new[key] == old[key] or key in ("run", "data.train", "data.validation"):
             continue
-        is_architecture = key.startswith("model.") and key not in ("model.weights", "model.reset_head")
+        is_architecture = key.startswith("model.") and key not in STARTS
         moves_windows = key == "data.window_shards" and config.data.shuffle == "windowed"
         if key in FIXED or is_architecture or moves_windows:
             raise UserError(f"{key}={new[key]}, but {folder} was trained with {old[key]}. Set it back, {start_over}")

@@ -229,11 +229,14 @@ def _evaluate(
 
 
 def _stepper(config: Config, flight: Flight, runtime: Runtime) -> engine.Stepper:
-    """The engine with the weights that the run stands at: fresh ones, the config's, or the checkpoint's."""
+    """The engine with the weights that the run stands at: fresh ones, the config's, fresh ones upon a shallower
+    network's, or the checkpoint's."""
     seed_everything(config.seed)
     model = network.build(config.model, config.data, num_classes(config, flight.progress))
     if config.model.weights and not flight.checkpoint:
         network.start_from(model, config.model)
+    if config.model.grow_from and not flight.checkpoint:
+        network.grow(model, config.model)
     model.to(runtime.device).train()
     built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
     if flight.checkpoint:

@@ -138,6 +138,12 @@ def test_changes_are_reported(settle, photos, sections, changes):
     assert prepare(settle(**sections), 1).changes == changes
 
 
+def test_what_a_run_grew_from_is_asked_for_at_its_start_only(settle, photos):
+    leave_checkpoint(settle(model={"name": "vgg13", "grow_from": "runs/gone"}), photos)
+    assert prepare(settle(model={"name": "vgg13", "grow_from": "runs/gone"}), 1).changes == ()
+    assert prepare(settle(model={"name": "vgg13"}), 1).changes == ("model.grow_from: runs/gone -> None",)
+
+
 def test_moved_sets_and_run_folder_are_no_change(settle, photos, held_out, tmp_path):
     leave_checkpoint(settle(), photos)
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -209,6 +215,21 @@ def test_checkpoint_of_a_config_that_is_no_longer_understood(settle, photos):
         (Model(name="torchvision:resnet18", width=0.5), "model.name=torchvision:resnet18"),
         (Model(name="no_such_package:net"), "there is no package no_such_package"),
         (Model(reset_head=True), "model.reset_head=true does something only together with model.weights"),
+        (
+            Model(name="vgg16", reset_head=True, grow_from="runs/vgg11"),
+            "model.reset_head=true does something only together with model.weights",
+        ),
+        (
+            Model(name="vgg11", grow_from="runs/vgg11"),
+            "model.grow_from=runs/vgg11 does nothing for model.name=vgg11, only for vgg13, vgg16c, vgg16, vgg19, ",
+        ),
+        (Model(name="vgg11_bn", grow_from="runs/vgg11"), "does nothing for model.name=vgg11_bn, only for vgg13"),
+        (Model(name="alexnet", grow_from="a.pth"), "does nothing for model.name=alexnet, only for vgg13"),
+        (Model(name="torchvision:vgg16", grow_from="a.pth"), "does nothing for model.name=torchvision:vgg16, only for"),
+        (
+            Model(name="vgg16", grow_from="runs/vgg11", weights="torchvision"),
+            "model.grow_from=runs/vgg11 and model.weights=torchvision both say what to start from. Leave one of",
+        ),
     ],
 )
 def test_network_check_refuses(model, reason):
@@ -224,6 +245,7 @@ def test_network_check_refuses(model, reason):
         Model(name="alexnet_2012", groups=1),
         Model(name="torchvision:resnet18"),
         Model(name="models.build:build"),
+        Model(name="vgg16c_bn", grow_from="runs/vgg11_bn"),
     ],
 )
 def test_network_check_accepts(model):
@@ -267,6 +289,89 @@ def test_weights_that_do_not_fit(tmp_path, content, reason):
 def test_missing_weights(settle, tmp_path):
     text = refused(settle(model={"weights": str(tmp_path / "nothing.pt")}))
     assert "nothing.pt does not exist" in text
+
+
+# Growing from VGG A
+
+
+VGG13 = {"name": "vgg13", "width": 0.125}
+
+
+def leave_vgg11(run: Path, **steps: int) -> None:
+    """A run of vgg11 with checkpoints, as leave_vgg11(run, latest=2, best=1), whose conv1_1 is full of their step."""
+    for pointer, step in steps.items():
+        state = build("vgg11", num_classes=5, width=0.125).state_dict()
+        state["features.0.weight"].fill_(step)
+        folder = run / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        save_file(state, folder / "model.safetensors")
+        (folder / "progress.json").write_text("{}")
+        (folder.parent / pointer).write_text(f"{folder.name}\n")
+
+
+def step_grown_from(path: Path) -> float:
+    config = Model(**VGG13, grow_from=str(path))
+    fresh = network.build(config, Data(crop_px=64), 5)
+    network.grow(fresh, config)
+    (step,) = fresh.state_dict()["features.0.weight"].unique()
+    return float(step)
+
+
+def test_growing_from_a_run_a_checkpoint_or_a_file(tmp_path, settle):
+    leave_vgg11(tmp_path / "one", latest=2, best=1)
+    leave_vgg11(tmp_path / "other", latest=4)
+    last = tmp_path / "one/checkpoints/step-00000002"
+    torch.save({"model": build("vgg11", num_classes=5, width=0.125).state_dict()}, tmp_path / "a.pth")
+    assert step_grown_from(tmp_path / "one") == 1  # the best one
+    assert step_grown_from(tmp_path / "other") == 4  # the last one: this run was never evaluated
+    assert step_grown_from(last) == step_grown_from(last / "model.safetensors") == 2
+    for source in (tmp_path / "one", last, tmp_path / "a.pth"):
+        assert prepare(settle(model=VGG13 | {"grow_from": str(source)}), 1).checkpoint is None
+
+
+def test_misfit_of_a_run_names_its_file(tmp_path):
+    leave_vgg11(tmp_path / "vgg11", best=1)
+    config = Model(**VGG13, grow_from=str(tmp_path / "vgg11"))
+    with pytest.raises(UserError) as caught:
+        network.grow(network.build(config, Data(crop_px=64), 6), config)
+    file = tmp_path / "vgg11/checkpoints/step-00000001/model.safetensors"
+    assert str(caught.value).startswith(
+        f"model.grow_from={tmp_path}/vgg11: {file}: the weights of the checkpoint do not"
+    )
+
+
+def test_nothing_to_grow_from(settle, tmp_path):
+    path = tmp_path / "vgg11"
+    config = settle(model=VGG13 | {"grow_from": str(path)})
+    assert refused(config).startswith(
+        f"model.grow_from={path} does not exist. Give a run folder of vgg11, a checkpoint's"
+    )
+    path.mkdir()
+    assert refused(config).startswith(f"model.grow_from={path}: {path} is neither a run nor a checkpoint. Give a run")
+    (path / "config.yaml").write_text("")
+    assert refused(config).startswith(f"model.grow_from={path}: {path} has no checkpoint yet. Give a run")
+
+
+@pytest.mark.parametrize(
+    ("shallow", "reason"),
+    [
+        ({"num_classes": 3}, "the checkpoint has 3 classes, the VGG A that is needed 5"),
+        ({"width": 0.25}, "features.0.weight is (16, 3, 3, 3) in the checkpoint and (8, 3, 3, 3) in the VGG A that"),
+        ({"name": "vgg11_bn"}, "the checkpoint has batch normalisation, the model has not"),
+        (None, "is not a readable safetensors file"),
+    ],
+)
+def test_growing_from_weights_that_do_not_fit(tmp_path, shallow, reason):
+    file = tmp_path / "vgg11.safetensors"
+    if shallow is None:
+        file.write_bytes(b"nonsense")
+    else:
+        save_file(build(**({"name": "vgg11", "num_classes": 5, "width": 0.125} | shallow)).state_dict(), file)
+    with pytest.raises(UserError) as caught:
+        step_grown_from(file)
+    assert str(caught.value).startswith(f"model.grow_from={file}: ")
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith("vgg11 with the same model.width and classes, or leave model.grow_from out")
 
 
 def test_another_window_of_a_windowed_shuffle_is_another_order(tmp_path, photos):

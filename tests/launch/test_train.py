@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from models.build import build
 from pipeline.config import load
 from tests.conftest import refused
 
@@ -115,6 +116,25 @@ def test_finished_run_says_so_and_what_next(trained):
     assert ended.returncode == 0
     assert ended.stdout.startswith(f"{run} is finished: step 5 of 5. Score it with: python -m launch.evaluate {run}")
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_deeper_vgg_grows_from_a_trained_a(tmp_path, photos):
+    """One step at a learning rate that moves no weight by 1e-6, and another one after A is gone."""
+    shallow, run = tmp_path / "a.safetensors", tmp_path / "run"
+    save_file(build("vgg11", num_classes=5, width=0.125).state_dict(), shallow)
+    config = write_config(tmp_path, photos, photos)
+    words = ["model.name=vgg13", f"model.grow_from={shallow}", "train.global_batch=50", "optimizer.lr=1e-9"]
+    words += ["data.validation=none"]
+    ended = train(config, *words)
+    assert ended.returncode == 0, ended.stderr
+    theirs, first = load_file(shallow), weights(run, 1)
+    for ours, of_a in {"features.5": "features.3", "features.12": "features.8", "classifier.6": "classifier.6"}.items():
+        torch.testing.assert_close(first[f"{ours}.weight"], theirs[f"{of_a}.weight"], rtol=0, atol=1e-6)
+
+    shallow.unlink()
+    ended = train(config, *words, "train.epochs=2")
+    assert ended.returncode == 0, ended.stderr
+    torch.testing.assert_close(weights(run, 2), first, rtol=0, atol=1e-6)
 
 
 # Looking without starting
