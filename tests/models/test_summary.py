@@ -1,4 +1,4 @@
-"""The table of a network: totals against published ones and torch's own counter, receptive fields against gradients."""
+"""The table of a network: against tables by hand, published totals, torch's own counter and gradients."""
 
 import pytest
 import torch
@@ -9,6 +9,145 @@ from models.alexnet import AlexNet2012
 from models.build import build
 from models.geometry import smallest_image_px
 from models.summary import main, summarize
+
+# Layers with weights, and pooling, by hand: kind, output at 224 px, weights, biases, receptive field in px (None of
+# linear layers). A field grows by (kernel - 1) times the strides before it.
+FULL = (
+    ("Linear", (4096,), 512 * 7 * 7 * 4096, 4096, None),
+    ("Linear", (4096,), 4096 * 4096, 4096, None),
+    ("Linear", (1000,), 4096 * 1000, 1000, None),
+)
+TABLES = {
+    "alexnet_2012": (
+        ("Conv2d 11x11/4", (96, 55, 55), 96 * 3 * 11 * 11, 96, 11),
+        ("MaxPool2d 3x3/2", (96, 27, 27), 0, 0, 19),
+        ("Conv2d 5x5 groups 2", (256, 27, 27), 256 * 48 * 5 * 5, 256, 51),
+        ("MaxPool2d 3x3/2", (256, 13, 13), 0, 0, 67),
+        ("Conv2d 3x3", (384, 13, 13), 384 * 256 * 3 * 3, 384, 99),
+        ("Conv2d 3x3 groups 2", (384, 13, 13), 384 * 192 * 3 * 3, 384, 131),
+        ("Conv2d 3x3 groups 2", (256, 13, 13), 256 * 192 * 3 * 3, 256, 163),
+        ("MaxPool2d 3x3/2", (256, 6, 6), 0, 0, 195),
+        ("Linear", (4096,), 256 * 6 * 6 * 4096, 4096, None),
+        ("Linear", (4096,), 4096 * 4096, 4096, None),
+        ("Linear", (1000,), 4096 * 1000, 1000, None),
+    ),
+    "alexnet": (
+        ("Conv2d 11x11/4", (64, 55, 55), 64 * 3 * 11 * 11, 64, 11),
+        ("MaxPool2d 3x3/2", (64, 27, 27), 0, 0, 19),
+        ("Conv2d 5x5", (192, 27, 27), 192 * 64 * 5 * 5, 192, 51),
+        ("MaxPool2d 3x3/2", (192, 13, 13), 0, 0, 67),
+        ("Conv2d 3x3", (384, 13, 13), 384 * 192 * 3 * 3, 384, 99),
+        ("Conv2d 3x3", (256, 13, 13), 256 * 384 * 3 * 3, 256, 131),
+        ("Conv2d 3x3", (256, 13, 13), 256 * 256 * 3 * 3, 256, 163),
+        ("MaxPool2d 3x3/2", (256, 6, 6), 0, 0, 195),
+        ("Linear", (4096,), 256 * 6 * 6 * 4096, 4096, None),
+        ("Linear", (4096,), 4096 * 4096, 4096, None),
+        ("Linear", (1000,), 4096 * 1000, 1000, None),
+    ),
+    "vgg11": (
+        ("Conv2d 3x3", (64, 224, 224), 64 * 3 * 3 * 3, 64, 3),
+        ("MaxPool2d 2x2/2", (64, 112, 112), 0, 0, 4),
+        ("Conv2d 3x3", (128, 112, 112), 128 * 64 * 3 * 3, 128, 8),
+        ("MaxPool2d 2x2/2", (128, 56, 56), 0, 0, 10),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 128 * 3 * 3, 256, 18),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 256 * 3 * 3, 256, 26),
+        ("MaxPool2d 2x2/2", (256, 28, 28), 0, 0, 30),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 256 * 3 * 3, 512, 46),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 512 * 3 * 3, 512, 62),
+        ("MaxPool2d 2x2/2", (512, 14, 14), 0, 0, 70),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 102),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 134),
+        ("MaxPool2d 2x2/2", (512, 7, 7), 0, 0, 150),
+        *FULL,
+    ),
+    "vgg13": (
+        ("Conv2d 3x3", (64, 224, 224), 64 * 3 * 3 * 3, 64, 3),
+        ("Conv2d 3x3", (64, 224, 224), 64 * 64 * 3 * 3, 64, 5),
+        ("MaxPool2d 2x2/2", (64, 112, 112), 0, 0, 6),
+        ("Conv2d 3x3", (128, 112, 112), 128 * 64 * 3 * 3, 128, 10),
+        ("Conv2d 3x3", (128, 112, 112), 128 * 128 * 3 * 3, 128, 14),
+        ("MaxPool2d 2x2/2", (128, 56, 56), 0, 0, 16),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 128 * 3 * 3, 256, 24),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 256 * 3 * 3, 256, 32),
+        ("MaxPool2d 2x2/2", (256, 28, 28), 0, 0, 36),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 256 * 3 * 3, 512, 52),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 512 * 3 * 3, 512, 68),
+        ("MaxPool2d 2x2/2", (512, 14, 14), 0, 0, 76),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 108),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 140),
+        ("MaxPool2d 2x2/2", (512, 7, 7), 0, 0, 156),
+        *FULL,
+    ),
+    "vgg16c": (
+        ("Conv2d 3x3", (64, 224, 224), 64 * 3 * 3 * 3, 64, 3),
+        ("Conv2d 3x3", (64, 224, 224), 64 * 64 * 3 * 3, 64, 5),
+        ("MaxPool2d 2x2/2", (64, 112, 112), 0, 0, 6),
+        ("Conv2d 3x3", (128, 112, 112), 128 * 64 * 3 * 3, 128, 10),
+        ("Conv2d 3x3", (128, 112, 112), 128 * 128 * 3 * 3, 128, 14),
+        ("MaxPool2d 2x2/2", (128, 56, 56), 0, 0, 16),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 128 * 3 * 3, 256, 24),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 256 * 3 * 3, 256, 32),
+        ("Conv2d 1x1", (256, 56, 56), 256 * 256 * 1 * 1, 256, 32),
+        ("MaxPool2d 2x2/2", (256, 28, 28), 0, 0, 36),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 256 * 3 * 3, 512, 52),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 512 * 3 * 3, 512, 68),
+        ("Conv2d 1x1", (512, 28, 28), 512 * 512 * 1 * 1, 512, 68),
+        ("MaxPool2d 2x2/2", (512, 14, 14), 0, 0, 76),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 108),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 140),
+        ("Conv2d 1x1", (512, 14, 14), 512 * 512 * 1 * 1, 512, 140),
+        ("MaxPool2d 2x2/2", (512, 7, 7), 0, 0, 156),
+        *FULL,
+    ),
+    "vgg16": (
+        ("Conv2d 3x3", (64, 224, 224), 64 * 3 * 3 * 3, 64, 3),
+        ("Conv2d 3x3", (64, 224, 224), 64 * 64 * 3 * 3, 64, 5),
+        ("MaxPool2d 2x2/2", (64, 112, 112), 0, 0, 6),
+        ("Conv2d 3x3", (128, 112, 112), 128 * 64 * 3 * 3, 128, 10),
+        ("Conv2d 3x3", (128, 112, 112), 128 * 128 * 3 * 3, 128, 14),
+        ("MaxPool2d 2x2/2", (128, 56, 56), 0, 0, 16),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 128 * 3 * 3, 256, 24),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 256 * 3 * 3, 256, 32),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 256 * 3 * 3, 256, 40),
+        ("MaxPool2d 2x2/2", (256, 28, 28), 0, 0, 44),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 256 * 3 * 3, 512, 60),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 512 * 3 * 3, 512, 76),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 512 * 3 * 3, 512, 92),
+        ("MaxPool2d 2x2/2", (512, 14, 14), 0, 0, 100),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 132),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 164),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 196),
+        ("MaxPool2d 2x2/2", (512, 7, 7), 0, 0, 212),
+        *FULL,
+    ),
+    "vgg19": (
+        ("Conv2d 3x3", (64, 224, 224), 64 * 3 * 3 * 3, 64, 3),
+        ("Conv2d 3x3", (64, 224, 224), 64 * 64 * 3 * 3, 64, 5),
+        ("MaxPool2d 2x2/2", (64, 112, 112), 0, 0, 6),
+        ("Conv2d 3x3", (128, 112, 112), 128 * 64 * 3 * 3, 128, 10),
+        ("Conv2d 3x3", (128, 112, 112), 128 * 128 * 3 * 3, 128, 14),
+        ("MaxPool2d 2x2/2", (128, 56, 56), 0, 0, 16),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 128 * 3 * 3, 256, 24),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 256 * 3 * 3, 256, 32),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 256 * 3 * 3, 256, 40),
+        ("Conv2d 3x3", (256, 56, 56), 256 * 256 * 3 * 3, 256, 48),
+        ("MaxPool2d 2x2/2", (256, 28, 28), 0, 0, 52),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 256 * 3 * 3, 512, 68),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 512 * 3 * 3, 512, 84),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 512 * 3 * 3, 512, 100),
+        ("Conv2d 3x3", (512, 28, 28), 512 * 512 * 3 * 3, 512, 116),
+        ("MaxPool2d 2x2/2", (512, 14, 14), 0, 0, 124),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 156),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 188),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 220),
+        ("Conv2d 3x3", (512, 14, 14), 512 * 512 * 3 * 3, 512, 252),
+        ("MaxPool2d 2x2/2", (512, 7, 7), 0, 0, 268),
+        *FULL,
+    ),
+}
+IN_TABLES = ("Conv2d", "MaxPool2d", "Linear")
+TOTALS = {"alexnet_2012": 60_965_224, "alexnet": 61_100_840}
+TABLE_2 = {"vgg11": 133, "vgg13": 133, "vgg16c": 134, "vgg16": 138, "vgg19": 144}  # millions (VGG, section 2.3)
 
 
 def meta(name, **settings):
@@ -40,6 +179,25 @@ def measured_fields(features, image_px=480):
         ]
         found.append((len(rows[0]), (rows[1][0] - rows[0][0]).item()))
     return found
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table_by_hand(name):
+    model, table = meta(name), TABLES[name]
+    rows = summarize(model, 224)
+    found = [row for row in rows if row.kind.startswith(IN_TABLES)]
+    assert [(row.kind, row.output, row.num_parameters, row.field_px) for row in found] == [
+        (kind, output, weights + biases, field) for kind, output, weights, biases, field in table
+    ]
+    sizes = [[weight.numel() for weight in model.get_submodule(row.name).parameters()] for row in found]
+    assert sizes == [[weights, biases] if weights else [] for _, _, weights, biases, _ in table]
+    assert sum(row.num_parameters for row in rows) == sum(weights + biases for _, _, weights, biases, _ in table)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_totals_are_the_papers(name):
+    total = sum(row.num_parameters for row in summarize(meta(name), 224))
+    assert total == TOTALS[name] if name in TOTALS else round(total / 1e6) == TABLE_2[name]
 
 
 def test_receptive_fields_of_alexnet():
