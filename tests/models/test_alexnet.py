@@ -6,6 +6,7 @@ from torch import nn
 from torchvision.models import alexnet as torchvision_alexnet
 
 from models.alexnet import AlexNet, AlexNet2012, response_norm
+from tests.models.draws import require_drawn
 
 SMALL = {"num_classes": 10, "width": 0.125}
 
@@ -59,8 +60,17 @@ def test_2012_initial_weights():
     layers = [layer for layer in AlexNet2012(width=0.5).modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     for layer, bias in zip(layers, [0, 1, 0, 1, 1, 1, 1, 0], strict=True):
         assert torch.equal(layer.bias, torch.full_like(layer.bias, bias))
-        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.03)
-        assert abs(layer.weight.mean().item()) < 2e-4
+        require_drawn(layer.weight, "normal", 0.01)
+
+
+def test_initial_weights_are_torchvisions():
+    """PyTorch's default, weights and biases uniform within 1 / sqrt(inputs), drawn in the same order."""
+    torch.manual_seed(0)
+    expected = torchvision_alexnet(weights=None).state_dict()
+    torch.manual_seed(0)
+    model = AlexNet()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+    require_drawn(model.features[3].weight, "uniform", (1 / 3) ** 0.5 / (64 * 5 * 5) ** 0.5)
 
 
 def test_response_norm_is_the_papers_formula():

@@ -6,6 +6,7 @@ import torchvision.models
 from torch import nn
 
 from models.vgg import CONFIGURATIONS, VGG, layers_from_a
+from tests.models.draws import require_drawn
 
 SMALL = {"num_classes": 10, "width": 0.125}
 NUM_PARAMETERS = {"A": 132_863_336, "B": 133_047_848, "C": 133_638_952, "D": 138_357_544, "E": 143_667_240}
@@ -99,26 +100,38 @@ def test_dropout_follows_the_two_hidden_layers():
     assert [at for at, layer in enumerate(classifier) if isinstance(layer, nn.Dropout) and layer.p == 0.3] == [2, 5]
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
-    ("init", "conv_std", "linear_std"),
+    ("init", "law", "conv_std", "linear_std"),
     [
-        ("kaiming", lambda n_in, n_out: (2 / n_out) ** 0.5, lambda n_in, n_out: 0.01),
-        ("glorot", lambda n_in, n_out: (2 / (n_in + n_out)) ** 0.5, lambda n_in, n_out: (2 / (n_in + n_out)) ** 0.5),
-        ("paper", lambda n_in, n_out: 0.1, lambda n_in, n_out: 0.1),
+        ("kaiming", "normal", lambda n_in, n_out: (2 / n_out) ** 0.5, lambda n_in, n_out: 0.01),
+        ("glorot", "uniform", *[lambda n_in, n_out: (2 / (n_in + n_out)) ** 0.5] * 2),
+        ("paper", "normal", *[lambda n_in, n_out: 0.1] * 2),
     ],
 )
-def test_initial_weights(init, conv_std, linear_std):
+def test_initial_weights(init, law, conv_std, linear_std, batch_norm):
     torch.manual_seed(0)
-    model = VGG("A", width=0.25, init=init)
-    for layer in model.modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
+    model = VGG("A", batch_norm, width=0.25, init=init)
+    drawn = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(drawn) == 11
+    for layer in drawn:
         assert not layer.bias.any()
         n_out, n_in, *kernel = layer.weight.shape
         area = kernel[0] * kernel[1] if kernel else 1
-        expected = (conv_std if kernel else linear_std)(n_in * area, n_out * area)
-        # Four standard errors of a sample's deviation.
-        assert layer.weight.std().item() == pytest.approx(expected, rel=4 / (2 * layer.weight.numel()) ** 0.5)
+        require_drawn(layer.weight, law, (conv_std if kernel else linear_std)(n_in * area, n_out * area))
+    normalisations = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(normalisations) == (8 if batch_norm else 0)
+    for layer in normalisations:
+        assert torch.equal(layer.weight, torch.ones_like(layer.weight))
+        assert not layer.bias.any()
+
+
+def test_kaiming_weights_are_torchvisions():
+    torch.manual_seed(0)
+    expected = torchvision.models.vgg11_bn(weights=None).state_dict()
+    torch.manual_seed(0)
+    found = VGG("A", batch_norm=True).state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 @pytest.mark.parametrize(
