@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,32 @@ def test_the_papers_update_equals_plain_sgd_at_a_constant_learning_rate(alone):
     papers = after_engine(settle(optimizer={"lr": 0.1, "lr_in_velocity": True}), alone)
     for name, weight in after_plain_sgd(settle(optimizer={"lr": 0.1})).items():
         torch.testing.assert_close(papers[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_the_papers_update_across_a_drop_of_the_learning_rate(alone):
+    """Against v = 0.9 v - 5e-4 lr w - lr g; w += v in float64, and away from PyTorch's SGD."""
+    lrs = [0.1] * 5 + [0.01] * 5
+
+    def after(lr_in_velocity: bool) -> np.ndarray:
+        stepper = stepper_of(model := network(), settle(optimizer={"lr_in_velocity": lr_in_velocity}), alone)
+        for step, lr in enumerate(lrs):
+            for group in stepper.engine.optimizer.param_groups:  # as the loop does
+                group["lr"] = lr
+            stepper.micro_step(*batch(step), step, 0)
+        return nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
+
+    expected = network().double()
+    w = nn.utils.parameters_to_vector(expected.parameters()).detach().numpy().copy()
+    v = np.zeros_like(w)
+    for step, lr in enumerate(lrs):
+        nn.utils.vector_to_parameters(torch.from_numpy(w), expected.parameters())
+        images, labels = batch(step)
+        loss = F.cross_entropy(expected(images.double()), labels)
+        g = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(expected.parameters()))]).numpy()
+        v = 0.9 * v - 5e-4 * lr * w - lr * g
+        w = w + v
+    np.testing.assert_allclose(after(lr_in_velocity=True), w, rtol=1e-5, atol=1e-6)
+    assert np.abs(after(lr_in_velocity=False) - w).max() > 0.1
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])

@@ -1,5 +1,8 @@
 """Momentum SGD: which parameters decay, and the update against the formula written out."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -56,21 +59,77 @@ def test_update_equals_the_formula(nesterov):
             torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize(("lr_in_velocity", "expected"), [(True, [True] * 6), (False, [True] * 3 + [False] * 3)])
-def test_the_papers_form_is_pytorchs_until_the_learning_rate_drops(lr_in_velocity, expected):
-    """v = 0.9 v - 5e-4 lr w - lr g; w += v (Krizhevsky et al. 2012, section 5)."""
-    model = nn.Linear(1, 1, bias=False).double()
-    nn.init.constant_(model.weight, 1.0)
-    built = optim.build(model, Optimizer(lr=0.1, lr_in_velocity=lr_in_velocity))
-    weight, velocity, agrees = 1.0, 0.0, []
-    for lr in (0.1, 0.1, 0.1, 0.01, 0.01, 0.01):
-        built.param_groups[0]["lr"] = lr
-        model.weight.grad = torch.full_like(model.weight, 0.3)
+# The papers' form
+
+
+LRS = [0.1] * 6 + [0.01] * 6
+GRADIENTS = np.random.default_rng(0).standard_normal((len(LRS), 5))
+
+
+def papers_path(decay: float = 5e-4, lrs: list[float] = LRS) -> np.ndarray:
+    """Weights [step, 5] by the formula of the paper (Krizhevsky et al. 2012, section 5), from ones."""
+    w, v, path = np.ones(5), np.zeros(5), []
+    for lr, g in zip(lrs, GRADIENTS, strict=False):
+        v = 0.9 * v - decay * lr * w - lr * g
+        w = w + v
+        path.append(w)
+    return np.array(path)
+
+
+def start(lr_in_velocity: bool, decay: float = 5e-4) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+    model = nn.Linear(5, 1, bias=False).double()
+    nn.init.ones_(model.weight)
+    return model.weight, optim.build(model, Optimizer(lr=0.1, weight_decay=decay, lr_in_velocity=lr_in_velocity))
+
+
+def walk(weight: nn.Parameter, built: torch.optim.Optimizer, first: int = 0, last: int = len(LRS)) -> np.ndarray:
+    """Weights [step, 5] after each of the steps `first` to `last`."""
+    path = []
+    for step in range(first, last):
+        for group in built.param_groups:
+            group["lr"] = LRS[step]
+        weight.grad = torch.from_numpy(GRADIENTS[step])[None]
         built.step()
-        velocity = 0.9 * velocity - 5e-4 * lr * weight - lr * 0.3
-        weight += velocity
-        agrees.append(model.weight.item() == pytest.approx(weight, rel=1e-12))
-    assert agrees == expected
+        path.append(weight.detach().numpy()[0].copy())
+    return np.array(path)
+
+
+def test_the_papers_form_is_the_papers_formula_across_a_drop_of_the_learning_rate():
+    np.testing.assert_allclose(walk(*start(lr_in_velocity=True)), papers_path(), rtol=1e-13)
+
+
+def test_pytorchs_form_is_the_same_until_the_learning_rate_drops_and_no_longer():
+    papers, pytorchs = papers_path(), walk(*start(lr_in_velocity=False))
+    np.testing.assert_allclose(pytorchs[:6], papers[:6], rtol=1e-13)
+    assert np.abs(pytorchs[6:] - papers[6:]).max(axis=1).min() > 0.1
+
+
+def test_by_how_much_the_two_forms_differ_after_a_drop():
+    """The papers' velocity is -lr times PyTorch's. k steps after a drop, what it carries of the old rate has moved the
+    weights by (new lr - old lr) (0.9 + ... + 0.9^k) times PyTorch's velocity of before; decay aside."""
+    papers = walk(*start(lr_in_velocity=True, decay=0.0))
+    weight, built = start(lr_in_velocity=False, decay=0.0)
+    before = walk(weight, built, last=6)
+    velocity = built.state[weight]["momentum_buffer"].numpy()[0].copy()
+    after = walk(weight, built, first=6)
+    np.testing.assert_allclose(before, papers[:6], rtol=1e-13)
+    sums = np.cumsum(0.9 ** np.arange(1, 7))
+    np.testing.assert_allclose(papers[6:] - after, (0.01 - 0.1) * sums[:, None] * velocity, rtol=1e-10)
+
+
+def test_the_papers_velocity_is_in_the_state():
+    """Saved at the drop, where the velocity of the old rate matters most."""
+    weight, built = start(lr_in_velocity=True)
+    path = walk(weight, built, last=6)
+    file = io.BytesIO()
+    torch.save(built.state_dict(), file)
+    resumed, other = start(lr_in_velocity=True)
+    with torch.no_grad():
+        resumed.copy_(weight)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    np.testing.assert_allclose(other.state[resumed]["velocity"][0], path[5] - path[4], rtol=1e-12)
+    assert np.array_equal(walk(resumed, other, first=6), walk(weight, built, first=6))
 
 
 def test_the_papers_form_has_a_decay_a_group_and_leaves_frozen_weights():
