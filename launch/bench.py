@@ -3,6 +3,7 @@
 python -m launch.bench loader --photos photos                                 # our data loader against its peers
 python -m launch.bench loader --photos photos --contestants ours,dali_reader --rounds 3
 python -m launch.bench startup                                                # start, memory and order at 1.28 M images
+python -m launch.bench evaluate --set data/photos/validation --model vgg16    # views against the network and decoding
 """
 
 import argparse
@@ -25,9 +26,16 @@ def main() -> None:
         measure(args.work / "startup", args.repeats, args.out, _say)
         return
 
+    wanted = {name: value for name, value in vars(args).items() if name != "what" and value is not None}
+    if args.what == "evaluate":
+        from tests.benchmarks.evaluation import Race
+        from tests.benchmarks.evaluation import measure as measure_views
+
+        measure_views(Race(**wanted), _say)
+        return
+
     from tests.benchmarks.loader import Contest, contest
 
-    wanted = {name: value for name, value in vars(args).items() if name != "what" and value is not None}
     contest(Contest(**wanted), _say)
 
 
@@ -35,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="what", required=True, metavar="loader|startup")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="loader|startup|evaluate")
     loader = commands.add_parser("loader", help="images a second of our data loader and its peers, in turns")
     loader.add_argument("--photos", type=Path, required=True, metavar="FOLDER", help="class folders, or train/ of them")
     loader.add_argument("--sizes", type=_words, metavar="A,B", help="original, 500x375 (default: both)")
@@ -50,6 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     startup.add_argument("--repeats", type=int, default=5, metavar="N", help="of each measurement (default: 5)")
     for command in (loader, startup):
         command.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help=f"made sets (default: {WORK})")
+    evaluate = commands.add_parser("evaluate", help="images a second of each view, the network alone, decoding alone")
+    evaluate.add_argument("--set", required=True, metavar="SET", help="a packed set")
+    evaluate.add_argument("--model", metavar="NAME", help="network, as model.name (default: alexnet)")
+    evaluate.add_argument("--views", type=_words, metavar="A,B", help="default: centre,ten,dense")
+    evaluate.add_argument("--rounds", type=int, metavar="N", help="turns of each (default: 5)")
+    evaluate.add_argument("--images", type=int, metavar="N", help="a turn's images at most (default: 256)")
+    evaluate.add_argument("--bf16", action="store_true", help="bf16 autocast, as on a GPU by default")
+    for command in (loader, startup, evaluate):
         command.add_argument("--out", type=Path, metavar="FILE", help="raw figures, as JSON")
     return parser
 

@@ -1,0 +1,145 @@
+"""`launch.bench evaluate`: images/s of each view, against what the network alone and decoding alone would give.
+
+In: a packed set, a network. Out: a Markdown table and JSON. In each round every view takes three turns, one after
+another: the evaluation itself; the network alone, on as many crops (or whole images) that lie in memory; decoding
+alone. Views rotate from round to round. Weights are random: time does not depend on them.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.build import build
+from models.dense import to_dense
+from pipeline.config import Config, parse
+from pipeline.data.index import COLUMNS, Index, load
+from pipeline.data.loader import eval_batches
+from pipeline.data.rendering import Rendering
+from pipeline.errors import UserError
+from pipeline.evaluation.evaluate import ROWS_ON_CPU, ROWS_ON_GPU, Contender, evaluate
+from pipeline.evaluation.views import looks
+from pipeline.runtime import Runtime, start
+from pipeline.versions import versions
+from tests.benchmarks.loader import machine
+
+OURS, FORWARD, DECODING = "ours", "forward", "decoding"
+
+
+@dataclass(frozen=True)
+class Race:
+    """What the command line asks for; `images` of the set at most are scored in a turn."""
+
+    set: str
+    model: str = "alexnet"
+    views: tuple[str, ...] = ("centre", "ten", "dense")
+    rounds: int = 5
+    images: int = 256
+    bf16: bool = False
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for flag, number in (("--rounds", self.rounds), ("--images", self.images)):
+            if number < 1:
+                raise UserError(f"{flag} {number}: give 1 or more")
+
+
+def measure(wanted: Race, say: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
+    """{view: {ours, forward, decoding: images/s of each round}}; the table is said, all of it written to `out`."""
+    config = parse(
+        {"model": {"name": wanted.model}, "evaluation": {"views": list(wanted.views)}}, "launch.bench evaluate"
+    )
+    index = _first(load(wanted.set), wanted.images)
+    rates: dict[str, dict[str, list[float]]] = {view: {} for view in wanted.views}
+    with start() as runtime:
+        turns = {view: _turns(view, wanted, config, index, runtime) for view in wanted.views}
+        for number in range(wanted.rounds + 1):  # the first is not counted
+            first = number % len(turns)
+            for view in (*wanted.views[first:], *wanted.views[:first]):
+                for name, turn in turns[view].items():
+                    seconds = _timed(turn, runtime)
+                    if number:
+                        rates[view].setdefault(name, []).append(len(index) / seconds)
+            say(f"round {number} of {wanted.rounds}")
+    say(f"\n{wanted.model}, {len(index)} images of {wanted.set}\n\n{table(rates, config)}\n")
+    if wanted.out:
+        facts = {"machine": machine(), "versions": versions(), "race": asdict(wanted), "images_per_s": rates}
+        wanted.out.write_text(json.dumps(facts, indent=1, default=str) + "\n")
+    return rates
+
+
+def table(rates: dict[str, dict[str, list[float]]], config: Config) -> str:
+    """Markdown: medians with smallest and largest; the last column is each round's ratio to the smaller limit."""
+    lines = [
+        "| view | softmax outputs an image | images/s | network alone | decoding alone | of the smaller limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for view, found in rates.items():
+        ratios = [
+            ours / min(limits) for ours, *limits in zip(found[OURS], found[FORWARD], found[DECODING], strict=True)
+        ]
+        cells = [_spread(found[name], ",.1f") for name in (OURS, FORWARD, DECODING)]
+        number = len(looks(view, config.data.scales()))
+        lines.append(f"| {view} | {number} | {' | '.join(cells)} | {_spread(ratios, '.2f')} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:{form}} ({low:{form}}..{high:{form}})"
+
+
+def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runtime) -> dict[str, Callable[[], object]]:
+    data = config.data
+    network = build(wanted.model, 1000).eval().to(runtime.device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = [look for look, _ in looks(view, data.scales())]
+    num_crops = len(index) * sum(look.place != "dense" for look in found)
+    scales = sorted({look.scale_px for look in found if look.place == "dense"})
+    micro_batch = config.evaluation.micro_batch
+
+    def ours() -> object:
+        how: dict[str, Any] = {"corners": "square", "runtime": runtime, "micro_batch": micro_batch, "bf16": wanted.bf16}
+        return evaluate([Contender(network, data)], index, data, [view], **how)
+
+    rows = ROWS_ON_GPU if runtime.on_gpu else ROWS_ON_CPU
+    crops = torch.rand(rows, 3, data.crop_px, data.crop_px, device=runtime.device)
+    crops = crops.contiguous(memory_format=torch.channels_last)
+    dense = to_dense(network, data.crop_px) if scales else network
+    sizes = [size for px in scales for size in Rendering(px).sizes(index.height, index.width).tolist()]
+
+    @torch.inference_mode()
+    def forward() -> None:
+        with torch.autocast(runtime.device.type, dtype=torch.bfloat16, enabled=wanted.bf16):
+            for _ in range(-(-num_crops // rows)):
+                network(crops)
+            for height, width in sizes:
+                whole = torch.empty(2, 3, height, width, device=runtime.device)
+                dense(whole.contiguous(memory_format=torch.channels_last))
+
+    def decoding() -> None:
+        # Resizing is the evaluation's own; decoding is what no reader can leave out.
+        for _ in eval_batches(index, data, [], place=runtime, device=runtime.device, micro_batch=micro_batch):
+            pass
+
+    return {OURS: ours, FORWARD: forward, DECODING: decoding}
+
+
+def _timed(turn: Callable[[], object], runtime: Runtime) -> float:
+    begin = time.perf_counter()
+    turn()
+    if runtime.on_gpu:
+        torch.cuda.synchronize(runtime.device)
+    return time.perf_counter() - begin
+
+
+def _first(index: Index, number: int) -> Index:
+    """The set's first samples."""
+    columns: dict[str, Any] = {name: np.asarray(getattr(index, name)[:number]) for name in COLUMNS}
+    return replace(index, **columns)
