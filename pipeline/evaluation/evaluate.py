@@ -26,6 +26,7 @@ from pipeline.runtime import Runtime
 
 ROWS_ON_CPU = 32  # of a forward pass, always
 ROWS_ON_GPU = 256  # at most: ten times the micro-batch of a VGG would need tens of GB
+WHOLE_ON_GPU = 16  # whole images of one size, and their mirror images
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,25 @@ class _Scorer:
     def _of_whole(self, px: int, images: list[torch.Tensor]) -> dict[Look, torch.Tensor]:
         """Class scores are averaged over the map, softmax outputs over the image and its mirror image (section 3.2)."""
         assert self.dense is not None
-        plain: list[torch.Tensor] = []
-        mirrored: list[torch.Tensor] = []
+        found: dict[int, torch.Tensor] = {}  # of an image, float64 [2, classes]
         with _without_tuning():
-            for image in images:
-                both = torch.stack([image, image.flip(1)])
-                found = self._scores(self.dense, both).mean(dim=(2, 3)).softmax(dim=1)
-                plain.append(found[0])
-                mirrored.append(found[1])
-        return {Look(px, "dense", False): torch.stack(plain), Look(px, "dense", True): torch.stack(mirrored)}
+            for numbers in self._alike(images):
+                plain = torch.stack([images[number] for number in numbers])
+                scores = self._scores(self.dense, torch.cat([plain, plain.flip(2)])).mean(dim=(2, 3))
+                both = scores.softmax(dim=1).view(2, len(numbers), -1)
+                found |= {number: both[:, place] for place, number in enumerate(numbers)}
+        stacked = torch.stack([found[number] for number in range(len(images))], dim=1)
+        return {Look(px, "dense", False): stacked[0], Look(px, "dense", True): stacked[1]}
+
+    def _alike(self, images: list[torch.Tensor]) -> list[list[int]]:
+        """The numbers of images in groups of one size: on a CPU one by one, so that no image's bits depend on
+        others."""
+        if self.device.type == "cpu":
+            return [[number] for number in range(len(images))]
+        groups: dict[torch.Size, list[int]] = {}
+        for number, image in enumerate(images):
+            groups.setdefault(image.shape, []).append(number)
+        return [some[at : at + WHOLE_ON_GPU] for some in groups.values() for at in range(0, len(some), WHOLE_ON_GPU)]
 
     def _scores(self, network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         """Float64 scores of uint8 [n, height, width, 3]."""
