@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from models.build import build
-from models.dense import to_dense
+from models.dense import Dense
 from pipeline.config import Config, parse
 from pipeline.data.index import COLUMNS, Index, load
 from pipeline.data.loader import eval_batches
@@ -111,7 +111,7 @@ def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runti
     rows = ROWS_ON_GPU if runtime.on_gpu else ROWS_ON_CPU
     crops = torch.rand(rows, 3, data.crop_px, data.crop_px, device=runtime.device)
     crops = crops.contiguous(memory_format=torch.channels_last)
-    dense = to_dense(network, data.crop_px) if scales else network
+    dense = Dense(network, data.crop_px) if scales else network
     sizes = [size for px in scales for size in Rendering(px).sizes(index.height, index.width).tolist()]
 
     @torch.inference_mode()

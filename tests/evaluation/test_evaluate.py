@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.transforms.functional import center_crop, five_crop, hflip, to_tensor
 
 from models.build import build
-from models.dense import to_dense
+from models.dense import Dense
 from pipeline.config import Data
 from pipeline.data import index
 from pipeline.data.reader import Reader
@@ -66,7 +66,7 @@ def expected(folder, sample: int, view: str, one: nn.Module) -> torch.Tensor:
         return torch.stack([one(crop).softmax(dim=1)[0] for crop in crops]).mean(dim=0)
 
     image, whole = resized(folder, sample, SCALE), lambda px: resized(folder, sample, px)
-    dense = to_dense(one, CROP)
+    dense = Dense(one, CROP)
 
     def densely(px):
         return torch.stack([dense(i).mean(dim=(2, 3)).softmax(dim=1)[0] for i in (whole(px), hflip(whole(px)))]).mean(0)

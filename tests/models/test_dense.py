@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.build import build
-from models.dense import to_dense
+from models.dense import Dense
 
 NETWORKS = [
     ("alexnet", 224),
@@ -13,6 +13,8 @@ NETWORKS = [
     ("vgg11", 224),
     ("vgg16c_bn", 224),
     ("alexnet", 96),  # the pooling repeats: 2 x 2 maps become 6 x 6
+    ("torchvision:efficientnet_b0", 64),
+    ("torchvision:mobilenet_v3_small", 64),
     ("vgg11_bn", 64),
     ("vgg11", 288),  # it averages: 9 x 9 maps become 7 x 7
 ]
@@ -33,7 +35,7 @@ def network(name: str, **settings) -> nn.Module:
 @torch.inference_mode()
 def test_on_an_image_of_the_crops_size_it_is_the_network(name, px):
     plain = network(name)
-    dense, images = to_dense(plain, px), torch.randn(3, 3, px, px)
+    dense, images = Dense(plain, px), torch.randn(3, 3, px, px)
     maps = dense(images)
     assert maps.shape == (3, 12, 1, 1)
     torch.testing.assert_close(maps[:, :, 0, 0], plain(images), rtol=1e-4, atol=1e-6)
@@ -42,13 +44,29 @@ def test_on_an_image_of_the_crops_size_it_is_the_network(name, px):
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_2012", "vgg11", "vgg13_bn", "vgg16c", "vgg16", "vgg19_bn"])
 def test_it_holds_the_same_weights(name):
     plain = network(name)
-    dense = to_dense(plain, 224)
-    own = list(plain.parameters())
-    converted = list(dense.parameters())
-    assert len(own) == len(converted)
-    for ours, theirs in zip(own, converted, strict=True):
-        assert torch.equal(ours.flatten(), theirs.flatten())
-        assert ours.data_ptr() == theirs.data_ptr()  # none is copied: VGG's are half a gigabyte
+    dense = Dense(plain, 224)
+    assert dense.state_dict().keys() == plain.state_dict().keys()
+    for ours, theirs in zip(plain.parameters(), dense.parameters(), strict=True):
+        assert ours is theirs  # none is copied: VGG's are half a gigabyte
+
+
+@torch.inference_mode()
+def test_it_is_the_network_with_convolutions_for_linear_layers():
+    plain = network("vgg11")
+    layers: list[nn.Module] = [plain.features]
+    for number, layer in enumerate(plain.classifier):
+        if isinstance(layer, nn.Linear):
+            side = 7 if number == 0 else 1
+            convolution = nn.Conv2d(layer.in_features // side**2, layer.out_features, side)
+            convolution.weight = nn.Parameter(layer.weight.view(layer.out_features, -1, side, side))
+            convolution.bias = layer.bias
+            layers.append(convolution)
+        else:
+            layers.append(layer)
+    images = torch.randn(2, 3, 256, 320)
+    wanted = nn.Sequential(*layers).eval()(images)
+    assert wanted.shape == (2, 12, 2, 4)
+    torch.testing.assert_close(Dense(plain, 224)(images), wanted, rtol=1e-4, atol=1e-6)
 
 
 @torch.inference_mode()
@@ -60,7 +78,7 @@ def test_a_place_of_the_map_is_the_crop_there_away_from_the_border():
             layer.kernel_size, layer.padding = (1, 1), (0, 0)
             layer.weight = nn.Parameter(layer.weight[:, :, :1, :1])
     image = torch.randn(1, 3, 128, 128)
-    maps = to_dense(plain, 64)(image)
+    maps = Dense(plain, 64)(image)
     assert maps.shape[2:] == (3, 3)
     for row in range(3):
         for column in range(3):
@@ -71,17 +89,17 @@ def test_a_place_of_the_map_is_the_crop_there_away_from_the_border():
 @torch.inference_mode()
 def test_sizes_of_maps_of_vgg():
     """Stride 32: an image of 384 x 512 has 12 x 16 maps, and 6 x 10 places for the 7 x 7 window of the first layer."""
-    dense = to_dense(network("vgg11"), 224)
+    dense = Dense(network("vgg11"), 224)
     assert dense(torch.zeros(1, 3, 384, 512)).shape == (1, 12, 6, 10)
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("torchvision:resnet18", "ResNet has no dense form"), ("torchvision:convnext_tiny", "has a LayerNorm2d")],
+    [("torchvision:resnet18", "ResNet has no dense form"), ("torchvision:convnext_tiny", "ConvNeXt has no dense form")],
 )
 def test_networks_without_one(name, reason):
     with pytest.raises(ValueError, match=reason):
-        to_dense(build(name, 3).eval(), 224)
+        Dense(build(name, 3).eval(), 224)
 
 
 def test_a_network_that_only_looks_like_one():
@@ -94,4 +112,4 @@ def test_a_network_that_only_looks_like_one():
             return 2 * self.classifier(self.avgpool(self.features(images)).flatten(1))
 
     with pytest.raises(ValueError, match="the dense form of Odd does not give its scores"):
-        to_dense(Odd(), 16)
+        Dense(Odd(), 16)
