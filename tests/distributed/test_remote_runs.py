@@ -17,7 +17,7 @@ def test_a_run_over_http_equals_a_local_one(config, photos, held_out, store, tmp
     train(2, config, tmp_path / "remote", *words, *there, cache)
     assert points(tmp_path / "remote") == points(tmp_path / "local")
     run(2, "launch.evaluate", str(tmp_path / "remote"), "--views", "centre")
-    scores = json.loads((tmp_path / "remote" / "evaluation.json").read_text())["scores"]
+    scores = json.loads((tmp_path / "remote" / "evaluation.json").read_text())["views"]
     assert scores["centre"]["seen"] == 23
     gets = {name: count for name, count in store.gets.items() if name.endswith(".tar")}
     assert gets == {
