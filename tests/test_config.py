@@ -116,7 +116,10 @@ def test_unknown_key_is_not_answered_with_its_own_section(recipe):
         ("data.train=3", "data.train=3"),
         ("model.name=7", "model.name=7 must be a valid string"),
         ("evaluation.views=[six]", "evaluation.views.0='six' is no view: 'six' must be one of centre, five, ten, 50"),
-        ("evaluation.views=[150@256]", "evaluation.views.0='150@256' is no view: '150@256' is 50 crops at each of three"),
+        (
+            "evaluation.views=[150@256]",
+            "evaluation.views.0='150@256' is no view: '150@256' is 50 crops at each of three",
+        ),
         ("evaluation.views=[dense@200]", "dense@200 looks at a short side of 200 px, below data.crop_px=224"),
         ("seed=-1", "seed=-1 must be greater than or equal to 0"),
         ("data=photos", "data='photos' must be a valid dictionary"),
