@@ -59,6 +59,19 @@ def test_ours_and_a_peer_take_turns_and_a_missing_one_is_told(photos, tmp_path):
         assert min(results[name]["seconds"]) > 0
 
 
+@pytest.mark.slow
+def test_views_are_raced_against_their_limits(held_out, tmp_path):
+    out = tmp_path / "views.json"
+    words = ["--set", str(held_out), "--views", "centre,dense", "--images", "3", "--rounds", "2", "--out", str(out)]
+    done = bench("evaluate", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|")[1:3] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in row] for row in rows[1:]] == [["centre", "1"], ["dense", "2"]]
+    for rates in json.loads(out.read_text())["images_per_s"].values():
+        assert set(rates) == {"ours", "forward", "decoding"}
+        assert all(len(turns) == 2 and min(turns) > 0 for turns in rates.values())
+
+
 def test_one_that_ends_is_left_out_with_its_last_words(tmp_path):
     def begin(name: str, turns: int) -> Process:
         return Process([sys.executable, "-c", FAKE, str(turns)], dict(os.environ), ROOT, tmp_path / name)
@@ -77,5 +90,7 @@ def test_what_makes_no_sense_is_refused(photos, tmp_path):
     assert "there is no 'theirs'" in refused(bench("loader", *given, "--contestants", "ours,theirs"))
     assert "--rounds 0" in refused(bench("loader", *given, "--rounds", "0"))
     assert "is no folder" in refused(bench("loader", "--photos", str(tmp_path / "nothing")))
+    assert "--images 0" in refused(bench("evaluate", "--set", str(photos), "--images", "0"))
+    assert "'six' is no view" in refused(bench("evaluate", "--set", str(photos), "--views", "six"))
     (tmp_path / "empty").mkdir()
     assert "no class folders" in refused(bench("loader", "--photos", str(tmp_path / "empty")))
