@@ -31,9 +31,11 @@ def main() -> None:
     words = _parser().parse_intermixed_args()  # settings may stand anywhere
     sources, changes = _sorted(words.sources)
     changes = [*_flags(words), *changes]
-    if words.save_predictions:
-        from pipeline.evaluation import predictions
+    if words.out and words.out.suffix != ".json":
+        raise UserError(f"--out {words.out}: give a name that ends in .json")
+    from pipeline.evaluation import predictions
 
+    if words.save_predictions:
         predictions.check(words.save_predictions)
     names = _names(words.classes)
 
@@ -42,6 +44,9 @@ def main() -> None:
 
     found = [classifier.read(source, changes, words.best) for source in sources]
     config = found[0].config
+    for one in found:
+        if names and len(names) != one.num_outputs:
+            raise UserError(f"--classes {words.classes} has {len(names)} names, {one.source} {one.num_outputs} outputs")
     data = words.data or config.data.validation
     if data is None:
         trained = f"{sources[0]} was trained without data.validation" if found[0].run else "no set to score on"
@@ -51,16 +56,32 @@ def main() -> None:
     for one, its in zip(found[1:], outputs[1:], strict=True):
         if one.num_outputs != found[0].num_outputs or its.tolist() != outputs[0].tolist():
             raise UserError(f"{one.source} and {found[0].source} have other classes, so they cannot be averaged")
-    out = words.out or _out(found, data, index)
-    _score(found, outputs[0], data, index, out, words.save_predictions, names)
+    home, other_set = _home(found), _other_set(found, data, index)
+    out = words.out or home / (f"evaluation-{other_set}.json" if other_set else "evaluation.json")
+    shown = classes.shown_names(names or found[0].classes, found[0].num_outputs)
+
+    def finish(outcomes, images_per_s: float, how: dict) -> None:
+        from pipeline.evaluation import report
+
+        result = report.Evaluated(found, data, index, outputs[0], shown, outcomes, images_per_s, how)
+        print(report.table(result) + "\n")  # first: a run that one may only read is scored all the same
+        if words.save_predictions:
+            predictions.write(outcomes, index, shown, words.save_predictions)
+            print(f"  predictions {words.save_predictions}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.write(result, out)
+        print(f"  written     {out}")
+        _show(result, out.with_suffix(".png"), home, other_set)
+
+    _score(found, outputs[0], index, finish)
 
 
-def _score(found, outputs, data, index, out, save_predictions, names) -> None:
+def _score(found, outputs, index, finish) -> None:
+    """Score, and hand the outcomes to `finish` on the first rank."""
     import torch
 
     from pipeline.console import Bar
     from pipeline.engine import uses_bf16
-    from pipeline.evaluation import classes, predictions, report
     from pipeline.evaluation.evaluate import Contender, evaluate
     from pipeline.runtime import start
     from pipeline.versions import versions
@@ -95,21 +116,10 @@ def _score(found, outputs, data, index, out, save_predictions, names) -> None:
             "processes": runtime.world,
             "versions": versions(),
         }
-        shown = classes.shown_names(names or found[0].classes, found[0].num_outputs)
-        result = report.Evaluated(found, data, index, outputs, shown, outcomes, images_per_s, how)
-        print(
-            report.table(result) + "\n"
-        )  # before anything is written: a run that one may only read is scored all the same
-        if save_predictions:
-            predictions.write(outcomes, index, shown, save_predictions)
-            print(f"  predictions {save_predictions}")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        report.write(result, out)
-        print(f"  written     {out}")
-        _show(result, out)
+        finish(outcomes, images_per_s, how)
 
 
-def _show(result, out: Path) -> None:
+def _show(result, picture_file: Path, home: Path, other_set: str | None) -> None:
     """The picture of mistakes, and all of it to Weights & Biases."""
     from pipeline.evaluation import figure, report
     from pipeline.journal import EPOCH, STEP, eval_point, open_journal
@@ -120,35 +130,38 @@ def _show(result, out: Path) -> None:
     ids = figure.worst_mistakes(outcomes, view)
     picture = figure.draw(outcomes, view, ids, result.index, config.data, result.names)
     if picture:
-        picture.save(out.with_suffix(".png"))
-        print(f"  mistakes    {out.with_suffix('.png')} (the most confident ones, view {view})")
-    is_own = out.name == "evaluation.json"
-    other_set = None if is_own else out.stem.removeprefix("evaluation-")
+        picture.save(picture_file)
+        print(f"  mistakes    {picture_file} (the most confident ones, view {view})")
     point = {STEP: one.step, EPOCH: one.epoch}
     for name, score in scores.items():
         point |= eval_point(name, score, other_set)
-    run = one.run if len(result.classifiers) == 1 and one.run else out.parent
-    with open_journal(config, run, is_main=True, wandb_id=one.wandb_id if run == one.run else None) as journal:
+    home.mkdir(parents=True, exist_ok=True)
+    with open_journal(config, home, is_main=True, wandb_id=one.wandb_id if home == one.run else None) as journal:
         journal.log(point)
         journal.present(report.presentation(result, other_set, picture, view))
     if journal.wandb_folder:
         print(f"  W&B         {journal.wandb_folder}")
 
 
-def _out(found, data: str, index) -> Path:
-    """Where the result goes: the run's evaluation.json for its own validation set, else a name that only this set
-    has."""
+def _home(found) -> Path:
+    """The folder that results belong to: the run's own, or one named after what was scored."""
     one = found[0]
-    set_name = re.sub(r"[^\w.-]+", "-", data.rstrip("/").rpartition("/")[2])
-    other = f"evaluation-{set_name}-{index.fingerprint[:8]}.json"
     if len(found) > 1:
         all_of_them = "\n".join(each.source for each in found)
-        return Path("runs", f"ensemble-{hashlib.sha256(all_of_them.encode()).hexdigest()[:8]}", other)
-    if one.run is None:
-        name, _, file = one.source.partition("=")
-        return Path("runs", re.sub(r"[^\w.-]+", "-", f"{name}-{Path(file).stem}" if file else Path(name).stem), other)
-    own = one.config.data.validation
-    return one.run / ("evaluation.json" if own is not None and _same(own, data) else other)
+        return Path("runs", f"ensemble-{hashlib.sha256(all_of_them.encode()).hexdigest()[:8]}")
+    if one.run is not None:
+        return one.run
+    name, _, file = one.source.partition("=")
+    return Path("runs", re.sub(r"[^\w.-]+", "-", f"{name}-{Path(file).stem}" if file else Path(name).stem))
+
+
+def _other_set(found, data: str, index) -> str | None:
+    """What the set is called beside a run's own; None for the validation set that the run was trained with."""
+    own = found[0].config.data.validation if len(found) == 1 and found[0].run else None
+    if own is not None and _same(own, data):
+        return None
+    name = re.sub(r"[^\w.-]+", "-", data.rstrip("/").rpartition("/")[2])
+    return f"{name}-{index.fingerprint[:8]}"  # two sets may lie in folders of one name
 
 
 def _same(own: str, data: str) -> bool:

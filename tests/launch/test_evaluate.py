@@ -170,6 +170,8 @@ def test_ensemble_of_a_run_a_checkpoint_and_an_export(run, copied, tmp_path):
         (["torchvision:alexnet=x.pth"], "torchvision:alexnet=x.pth: there is no file x.pth"),
         (["--save-predictions", "p.txt"], "give a name that ends in .csv or .parquet"),
         (["--classes", "nowhere.txt"], "--classes nowhere.txt cannot be read"),
+        (["--classes", "LICENSE"], "--classes LICENSE has 169 names"),
+        (["--out", "e.txt"], "--out e.txt: give a name that ends in .json"),
         (["--views", "ten,ten"], "evaluation.views=['ten', 'ten'] must name each view once"),
         (["--micro-batch", "0"], "evaluation.micro_batch=0 must be greater than 0"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
