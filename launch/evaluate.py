@@ -17,8 +17,10 @@ over the whole image); @ names scales, dense@384 or dense@256-384-512; + average
 """
 
 import argparse
+import difflib
 import hashlib
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -31,15 +33,23 @@ def main() -> None:
     words = _parser().parse_intermixed_args()  # settings may stand anywhere
     sources, changes = _sorted(words.sources)
     changes = [*_flags(words), *changes]
-    if words.out and words.out.suffix != ".json":
-        raise UserError(f"--out {words.out}: give a name that ends in .json")
     from pipeline.evaluation import predictions
 
+    if words.out:
+        if words.out.suffix != ".json":
+            raise UserError(f"--out {words.out}: give a name that ends in .json")
+        predictions.require_file("--out", words.out)
     if words.save_predictions:
         predictions.check(words.save_predictions)
+    _check_words(words.views.split(","), changes)
     names = _names(words.classes)
 
     from pipeline.data.index import load as load_index
+    from pipeline.data.remote import is_remote
+
+    # Before networks are read and fetched; a remote set needs to know the cache.
+    index = load_index(words.data) if words.data and not is_remote(words.data) else None
+
     from pipeline.evaluation import classes, classifier
 
     found = [classifier.read(source, changes, words.best) for source in sources]
@@ -51,18 +61,23 @@ def main() -> None:
     if data is None:
         trained = f"{sources[0]} was trained without data.validation" if found[0].run else "no set to score on"
         raise UserError(f"{trained}. Name a packed set: --data FOLDER")
-    index = load_index(data, cache=config.data.cache.expanduser())
+    index = index or load_index(data, cache=config.data.cache.expanduser())
     outputs = [classes.match(index.classes, names or one.classes, one.num_outputs, one.source) for one in found]
-    for one, its in zip(found[1:], outputs[1:], strict=True):
-        if one.num_outputs != found[0].num_outputs or its.tolist() != outputs[0].tolist():
+    shown, *others = (classes.shown_names(names or one.classes, one.num_outputs) for one in found)
+    for one, its, its_names in zip(found[1:], outputs[1:], others, strict=True):
+        known = one.classes and found[0].classes and not names
+        if its.tolist() != outputs[0].tolist() or len(its_names) != len(shown) or (known and its_names != shown):
             raise UserError(f"{one.source} and {found[0].source} have other classes, so they cannot be averaged")
     home, other_set = _home(found), _other_set(found, data, index)
     out = words.out or home / (f"evaluation-{other_set}.json" if other_set else "evaluation.json")
-    shown = classes.shown_names(names or found[0].classes, found[0].num_outputs)
+    if words.out and home.exists() and not os.access(home, os.W_OK):
+        home = out.parent  # a run that one may only read
 
     def finish(outcomes, images_per_s: float, how: dict) -> None:
         from pipeline.evaluation import report
 
+        if not outcomes.scored.any():
+            raise UserError(f"{data}: not one image could be decoded, so there is nothing to count")
         result = report.Evaluated(found, data, index, outputs[0], shown, outcomes, images_per_s, how)
         print(report.table(result) + "\n")  # first: a run that one may only read is scored all the same
         if words.save_predictions:
@@ -92,7 +107,7 @@ def _score(found, outputs, index, finish) -> None:
         contenders = []
         for one in found:
             one.network.to(runtime.device).to(memory_format=torch.channels_last).eval()
-            contenders.append(Contender(one.network, one.config.data))
+            contenders.append(Contender(one.network, one.config.data, one.config.evaluation.corners))
         begin = time.perf_counter()
         with Bar(index.num_samples, shown=runtime.is_main) as bar:
             outcomes = evaluate(
@@ -101,7 +116,6 @@ def _score(found, outputs, index, finish) -> None:
                 config.data,
                 config.evaluation.views,
                 labels=outputs[index.label],
-                corners=config.evaluation.corners,
                 runtime=runtime,
                 micro_batch=config.evaluation.micro_batch,
                 bf16=bf16,
@@ -128,6 +142,7 @@ def _show(result, picture_file: Path, home: Path, other_set: str | None) -> None
     scores = outcomes.scores()
     view = min(scores, key=lambda name: scores[name].top1_error)
     ids = figure.worst_mistakes(outcomes, view)
+    picture_file.unlink(missing_ok=True)  # of an evaluation before
     picture = figure.draw(outcomes, view, ids, result.index, config.data, result.names)
     if picture:
         picture.save(picture_file)
@@ -147,12 +162,13 @@ def _home(found) -> Path:
     """The folder that results belong to: the run's own, or one named after what was scored."""
     one = found[0]
     if len(found) > 1:
-        all_of_them = "\n".join(each.source for each in found)
+        all_of_them = "\n".join(each.weights_sha256 for each in found)
         return Path("runs", f"ensemble-{hashlib.sha256(all_of_them.encode()).hexdigest()[:8]}")
     if one.run is not None:
         return one.run
     name, _, file = one.source.partition("=")
-    return Path("runs", re.sub(r"[^\w.-]+", "-", f"{name}-{Path(file).stem}" if file else Path(name).stem))
+    what = re.sub(r"[^\w.-]+", "-", f"{name}-{Path(file).stem}" if file else Path(name).stem)
+    return Path("runs", f"{what}-{one.weights_sha256[:8]}")  # which no run is called
 
 
 def _other_set(found, data: str, index) -> str | None:
@@ -183,6 +199,23 @@ def _is_setting(word: str) -> bool:
     return word.partition("=")[0].partition(".")[0] in Config.model_fields and not Path(word).exists()
 
 
+def _check_words(views: list[str], changes: list[str]) -> None:
+    """Refuse what needs no network to be refused. Whether values make sense together is seen with the network's own."""
+    from pipeline.config import keys
+    from pipeline.views import parse
+
+    for view in views:
+        try:
+            parse(view.strip())
+        except ValueError as error:
+            raise UserError(f"--views: {view!r} {error}") from None
+    for word in changes:
+        key = word.partition("=")[0]
+        if key not in keys():
+            near = difflib.get_close_matches(key, keys(), n=1)
+            raise UserError(f"{word}: {key} is no known key." + (f" Did you mean {near[0]}?" if near else ""))
+
+
 def _flags(words: argparse.Namespace) -> list[str]:
     views = json.dumps([view.strip() for view in words.views.split(",")])
     flags = {"evaluation.micro_batch": words.micro_batch, "data.max_bad_images": words.max_bad_images}
@@ -193,7 +226,7 @@ def _names(file: Path | None) -> tuple[str, ...] | None:
     if file is None:
         return None
     try:
-        return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+        return tuple(line.strip() for line in file.read_text().rstrip().split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {file} cannot be read ({error})") from None
 

@@ -9,7 +9,6 @@ that says what differs. Files are read without running what is in them: `.safete
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
@@ -128,7 +127,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what is no torch file can make the reader raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a torch file of nothing but tensors, and code in it is not run; save "
@@ -141,7 +142,9 @@ def _unwrapped(found: Any, path: Path) -> dict[str, torch.Tensor]:
     for key in WRAPPED_UNDER:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
+    ):
         raise ValueError(f"{path} holds no state dict, neither itself nor under {', '.join(WRAPPED_UNDER)}")
     for prefix in WRAPPER_PREFIXES:
         if all(name.startswith(prefix) for name in found):

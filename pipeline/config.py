@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
-from pipeline.evaluation.views import Scales, looks
-from pipeline.evaluation.views import parse as parse_view
+from pipeline.views import Scales, looks
+from pipeline.views import parse as parse_view
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -75,7 +75,8 @@ class Data(Section):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Filter that images are resized with."""
     antialias: bool = True
-    """Whether that filter grows with what it shrinks, as PIL's; false: as torch's interpolate does it by default."""
+    """Whether that filter grows with what it shrinks, as PIL's; false: as torch's interpolate does it by default.
+    Without it bicubic differs between GPU (coefficient -0.5) and CPU (-0.75)."""
     scale_px: tuple[Positive, Positive] = (256, 512)
     """Range of the short side before cropping, in recipe vgg."""
     area: tuple[Fraction, Fraction] = (0.08, 1.0)
@@ -249,7 +250,7 @@ class Evaluation(Section):
     """Where five and ten crops have their corners: of the central square, as in the 2012 paper, or of the whole image,
     as torchvision's TenCrop has them."""
     micro_batch: Positive = 64
-    """Images per process at once; ten crops make ten times as many rows of it."""
+    """Images per process that are read at once; the network takes 32 rows of crops at a time on a CPU, 256 on a GPU."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -307,7 +308,7 @@ class Config(Section):
             if smallest < self.data.crop_px:
                 raise ValueError(
                     f"evaluation.views: {view} looks at a short side of {smallest} px, below data.crop_px="
-                    f"{self.data.crop_px}. Name larger scales: {view.partition('@')[0]}@..."
+                    f"{self.data.crop_px}. Name larger scales behind an @"
                 )
         if self.optimizer.nesterov and self.optimizer.lr_in_velocity:
             raise ValueError("optimizer.nesterov=true is not the papers' update: set optimizer.lr_in_velocity=false")

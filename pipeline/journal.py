@@ -5,6 +5,7 @@ run that is resumed with the run folder. A dead W&B is a warning; training goes 
 """
 
 import json
+import math
 import os
 import secrets
 import sys
@@ -130,7 +131,8 @@ class JsonLines:
         self.file = open(path, "a", buffering=1)  # noqa: SIM115  (closed by close)
 
     def log(self, point: Point) -> None:
-        self.file.write(json.dumps(point) + "\n")
+        finite = {key: value if math.isfinite(value) else None for key, value in point.items()}  # JSON has no NaN
+        self.file.write(json.dumps(finite) + "\n")
 
     def tell(self, text: str) -> None: ...
     def advance(self) -> None: ...

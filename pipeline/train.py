@@ -21,7 +21,7 @@ from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.loader import Batch, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import Contender, evaluate
+from pipeline.evaluation.evaluate import Contender, evaluate, require_views
 from pipeline.journal import Journal, open_journal
 from pipeline.locks import lock
 from pipeline.meter import Meter
@@ -208,11 +208,10 @@ def _evaluate(
         dist.broadcast(buffer, 0)
     model.eval()
     scores = evaluate(
-        [Contender(model, config.data)],
+        [Contender(model, config.data, config.evaluation.corners)],
         validation,
         config.data,
         config.evaluation.views,
-        corners=config.evaluation.corners,
         runtime=runtime,
         micro_batch=config.evaluation.micro_batch,
         bf16=engine.uses_bf16(config, runtime.on_gpu),
@@ -237,6 +236,7 @@ def _stepper(config: Config, flight: Flight, runtime: Runtime) -> engine.Stepper
         network.start_from(model, config.model)
     if config.model.grow_from and not flight.checkpoint:
         network.grow(model, config.model)
+    require_views(model.eval(), config.data, config.evaluation.views if flight.validation else ())
     model.to(runtime.device).train()
     built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
     if flight.checkpoint:

@@ -21,6 +21,7 @@ IMAGENET_EIGENVECTORS = np.array(
 # What a random number is for. Each use has a stream of its own, so adding one leaves the others as they were.
 _Y, _X, _FLIP, _COLOUR, _SCALE, _AREA = 0, 1, 2, 3, 9, 16
 _ATTEMPTS = 10  # of recipe inception
+LONGEST = 16  # sides' ratio in evaluation
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,12 @@ def inception(
 
 
 def whole(heights, widths) -> Windows:
-    """Evaluation: all of the image, unflipped. Views are cut from it when it is resized."""
-    none = np.zeros(len(heights), np.int32)
-    return _pack(none, none, heights, widths, none > 0, np.zeros((len(heights), 3), np.float32))
+    """Evaluation: all of the image, unflipped. Views are cut from it when it is resized. Of an image that is longer
+    than `LONGEST` times its short side the middle: a line of 1 x 20,000 px would else take gigabytes."""
+    most = LONGEST * np.minimum(heights, widths).astype(np.int64)
+    tall, wide = np.minimum(heights, most), np.minimum(widths, most)
+    none = np.zeros(len(heights), bool), np.zeros((len(heights), 3), np.float32)
+    return _pack((heights - tall) // 2, (widths - wide) // 2, tall, wide, *none)
 
 
 def pca_of(covariance) -> tuple[np.ndarray, np.ndarray]:

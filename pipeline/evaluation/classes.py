@@ -5,7 +5,7 @@ may hold some of the network's classes, in another order: ten folders of ImageNe
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -26,15 +26,19 @@ def imagenet_synsets() -> tuple[str, ...]:
 def match(classes: Sequence[str], network_classes: Sequence[str] | None, num_outputs: int, source: str) -> np.ndarray:
     """Int64 [len(classes)], an output for each class of the set; no two share one.
 
-    Tried in this order, and all classes must match in the same way: the network's class names (upper and lower case,
-    blanks and underscores are alike); of a network of ImageNet, which one with 1,000 outputs without names is taken
-    for, WordNet ids and torchvision's names; whole numbers; of a network without names, as many classes as it has
-    outputs, in order. Raises UserError that names a class without an output.
+    Tried in this order, and all classes must match in the same way: the network's class names, to the letter; the same
+    (upper and lower case, blanks and underscores are alike); of a network of ImageNet, which one with 1,000 outputs
+    without names is taken for, WordNet ids and torchvision's names; whole numbers; of a network without names, as many
+    classes as it has outputs, in order. Raises UserError that names a class without an output.
     """
+    lists = _names(network_classes, num_outputs)
+    tables = [_by_name(names, _plain) for names in lists]
     numbers = {str(number): [number] for number in range(num_outputs)}
-    tables = [_by_name(names) for names in _names(network_classes, num_outputs)]
-    for table in [*tables, numbers]:
-        outputs = [table.get(_plain(name), []) for name in classes]
+    are_numbers = any(name.isdecimal() for name in network_classes or ())  # then a number is a name
+    ways: list[tuple[dict[str, list[int]], Callable[[str], str]]] = [(_by_name(names, str), str) for names in lists]
+    ways += [(table, _plain) for table in tables] + ([] if are_numbers else [(numbers, str)])
+    for table, key in ways:
+        outputs = [table.get(key(name), []) for name in classes]
         if all(len(found) == 1 for found in outputs) and len({found[0] for found in outputs}) == len(outputs):
             return np.array([found[0] for found in outputs])
     if network_classes is None and num_outputs != 1000 and len(classes) == num_outputs:
@@ -68,10 +72,10 @@ def _categories() -> list[str]:
     return list(AlexNet_Weights.DEFAULT.meta["categories"])
 
 
-def _by_name(names: Sequence[str]) -> dict[str, list[int]]:
+def _by_name(names: Sequence[str], key: Callable[[str], str]) -> dict[str, list[int]]:
     table: dict[str, list[int]] = {}
     for number, name in enumerate(names):
-        table.setdefault(_plain(name), []).append(number)
+        table.setdefault(key(name), []).append(number)
     return table
 
 

@@ -24,6 +24,7 @@ from models.build import check_name
 from models.weights import head_of, load_weights, published_file, read_weights, torchvision_weights, without_relics
 from pipeline import checkpoint, network
 from pipeline.config import Config, apply, parse
+from pipeline.data.index import file_sha256
 from pipeline.errors import UserError
 from pipeline.evaluation.published import torchvision_entries
 from pipeline.locks import lock
@@ -36,8 +37,8 @@ EXPORTED_BY = "exported_by"  # the key that an export's JSON is known by
 class Classifier:
     """A network and what is known of it.
 
-    `weights` is the file that they came from; `classes` name the outputs, if that is known; `run` is the run's folder
-    if it is one, `step` and `epoch` where its training stood.
+    `weights` is the file that they came from, with its checksum; `classes` name the outputs, if that is known; `run` is
+    the run's folder if it is one, `step` and `epoch` where its training stood.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Classifier:
     num_outputs: int
     classes: tuple[str, ...] | None
     weights: Path
+    weights_sha256: str
     run: Path | None = None
     step: int = 0
     epoch: float = 0.0
@@ -54,7 +56,25 @@ class Classifier:
 
 def read(source: str, changes: list[str], best: bool = False) -> Classifier:
     """The classifier called `source`, its settings changed by key=value words; of a run the last checkpoint, or the
-    best."""
+    best. The network has been tried on one crop."""
+    found = _read_any(source, changes, best)
+    px = found.config.data.crop_px
+    try:
+        with torch.inference_mode():
+            scores = found.network.eval()(torch.zeros(1, 3, px, px))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{source}: the network refuses a crop of data.crop_px={px}: {error}") from None
+    if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
+        raise UserError(f"{source}: the network returns no scores (images, classes), but {type(scores).__name__}")
+    if scores.shape[1] != found.num_outputs:
+        raise UserError(
+            f"{source}: the network has {scores.shape[1]} outputs, not {found.num_outputs}. "
+            f"Say it: model.num_classes={scores.shape[1]}"
+        )
+    return found
+
+
+def _read_any(source: str, changes: list[str], best: bool) -> Classifier:
     path = Path(source)
     if path.is_dir():
         return _checkpoint(path, changes, best)
@@ -66,15 +86,12 @@ def read(source: str, changes: list[str], best: bool = False) -> Classifier:
     try:
         check_name(name)
     except ValueError as error:
-        hint = (
-            ""
-            if ":" in source
-            else (
-                f"{source} does not exist. Give a run folder, a checkpoint, an exported .safetensors file, torchvision:"
-                f"NAME, or a network and the file of its weights: torchvision:alexnet=alexnet.pth"
-            )
-        )
-        raise UserError(hint or f"{source}: {error}") from None
+        if ":" in source:
+            raise UserError(f"{source}: {error}") from None
+        raise UserError(
+            f"{source} does not exist. Give a run folder, a checkpoint, an exported .safetensors file, torchvision:"
+            f"NAME, or a network and the file of its weights: torchvision:alexnet=alexnet.pth"
+        ) from None
     if source.startswith("torchvision:"):
         return _published(source, changes)
     raise UserError(f"{source} is a network without weights. Name their file: {source}=FILE")
@@ -92,6 +109,7 @@ def _checkpoint(path: Path, changes: list[str], best: bool) -> Classifier:
         num_outputs,
         tuple(progress.classes),
         folder / checkpoint.WEIGHTS,
+        file_sha256(folder / checkpoint.WEIGHTS),
         folder.parent.parent if folder.parent.name == "checkpoints" else folder,
         progress.step,
         progress.epoch,
@@ -104,6 +122,7 @@ def _export(path: Path, changes: list[str]) -> Classifier:
     try:
         facts = json.loads(beside.read_text())
         tree, classes, num_outputs = facts["config"], facts["classes"], int(facts["num_outputs"])
+        sha256 = facts["weights_sha256"]
         step, epoch, _ = int(facts["step"]), float(facts["epoch"]), facts[EXPORTED_BY]
     except FileNotFoundError:
         raise UserError(
@@ -111,21 +130,25 @@ def _export(path: Path, changes: list[str]) -> Classifier:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{beside} was not written by launch.export, or is damaged ({error!r})") from None
+    if file_sha256(path) != sha256:
+        raise UserError(f"{path} and {beside.name} do not belong together (its checksum is another). Export it again")
     config = _config(tree, changes, str(beside))
     built = network.build(config.model, config.data, num_outputs)
     _fit(built, _read(path, str(path)), str(path))
     names = tuple(classes) if classes else None
-    return Classifier(str(path), built, config, num_outputs, names, path, step=step, epoch=epoch)
+    return Classifier(str(path), built, config, num_outputs, names, path, sha256, step=step, epoch=epoch)
 
 
 def _published(source: str, changes: list[str]) -> Classifier:
     name = source.removeprefix("torchvision:")
     try:
         file = published_file(name)
-        with _alone(file.parent):
-            state = torchvision_weights(name)
-    except (ValueError, OSError) as error:
+        if not file.exists():
+            with _alone(file.parent):
+                torchvision_weights(name)
+    except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{source}: {error}") from None
+    state = _read(file, source)
     return _of_state(source, source, file, state, changes)
 
 
@@ -139,7 +162,8 @@ def _state_dict(source: str, name: str, file: Path, changes: list[str]) -> Class
 
 def _of_state(source: str, name: str, file: Path, state: dict[str, torch.Tensor], changes: list[str]) -> Classifier:
     entries = torchvision_entries(name)  # alexnet and most VGGs are torchvision's, whichever way they are called
-    entry = next((one for one in entries if one.file == file.name), entries[-1] if entries else None)
+    entry = next((one for one in entries if one.file == file.name), None)
+    entry = entry or next((one for one in entries if one.is_default), None)
     tree = {"data": entry.data if entry else {}, "model": {"name": name}}
     config = _config(tree, changes, source, (*CHANGEABLE, "model"))
     network.check(config.model, config.data)
@@ -153,7 +177,7 @@ def _of_state(source: str, name: str, file: Path, state: dict[str, torch.Tensor]
         built = network.build(config.model, config.data, num_outputs)
     _fit(built, state, source)
     classes = entry.classes if entry and len(entry.classes) == num_outputs else None
-    return Classifier(source, built, config, num_outputs, classes, file)
+    return Classifier(source, built, config, num_outputs, classes, file, file_sha256(file))
 
 
 def _config(tree: dict[str, Any], changes: list[str], source: str, changeable: tuple[str, ...] = CHANGEABLE) -> Config:

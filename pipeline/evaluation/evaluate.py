@@ -21,8 +21,8 @@ from pipeline.data.loader import eval_batches
 from pipeline.data.rendering import Rendering
 from pipeline.errors import UserError
 from pipeline.evaluation.outcomes import Outcomes, Table
-from pipeline.evaluation.views import Look, corner, looks
 from pipeline.runtime import Runtime
+from pipeline.views import Look, corner, looks, parse
 
 ROWS_ON_CPU = 32  # of a forward pass, always
 ROWS_ON_GPU = 256  # at most: ten times the micro-batch of a VGG would need tens of GB
@@ -32,10 +32,11 @@ WHOLE_ON_GPU = 16  # whole images of one size, and their mirror images
 @dataclass(frozen=True)
 class Contender:
     """A network on the device, in evaluation mode, and how its images are prepared: crop_px, resize_px, interpolation,
-    antialias, mean and std of `data`."""
+    antialias, mean and std of `data`; `corners` as in `views.corner`."""
 
     network: nn.Module
     data: Data
+    corners: str
 
 
 @torch.inference_mode()
@@ -46,7 +47,6 @@ def evaluate(
     views: Sequence[str],
     *,
     labels: np.ndarray | None = None,
-    corners: str,
     runtime: Runtime,
     micro_batch: int,
     bf16: bool,
@@ -59,29 +59,43 @@ def evaluate(
     scored once. Called by all ranks together. Raises RuntimeError if an image was left out or counted twice, UserError
     for a dense view of a network that has no dense form.
     """
-    scorers = [_Scorer(one, views, corners, runtime.device, bf16) for one in contenders]
+    scorers = [_Scorer(one, views, runtime.device, bf16) for one in contenders]
     renderings = sorted({rendering for scorer in scorers for rendering in scorer.renderings})
     labels = index.label.astype(np.int64) if labels is None else labels
     table = Table(labels, list(views), runtime.device)
     for batch in eval_batches(index, data, renderings, place=runtime, device=runtime.device, micro_batch=micro_batch):
-        images = dict(zip(renderings, batch.images, strict=True))
-        found = [scorer.probabilities(images) for scorer in scorers]
-        rows = torch.from_numpy(np.flatnonzero(batch.ids >= 0)).to(runtime.device)
-        equal = [1 / len(found)] * len(found)
-        averaged = [_mean([one[number] for one in found], equal)[rows] for number in range(len(views))]
-        ids = torch.from_numpy(batch.ids).to(runtime.device)[rows]
-        table.add(ids, batch.labels[rows] >= 0, averaged)
         advance(len(batch.labels) * runtime.world)
+        rows = np.flatnonzero(batch.ids >= 0)  # the others are padding
+        if not len(rows):
+            continue
+        images = {
+            rendering: [of_one[row] for row in rows] for rendering, of_one in zip(renderings, batch.images, strict=True)
+        }
+        found = [scorer.probabilities(images) for scorer in scorers]
+        equal = [1 / len(found)] * len(found)
+        averaged = [_mean([one[number] for one in found], equal) for number in range(len(views))]
+        ids = torch.from_numpy(batch.ids[rows]).to(runtime.device)
+        table.add(ids, batch.labels[torch.from_numpy(rows).to(runtime.device)] >= 0, averaged)
     return table.reduced()
+
+
+def require_views(network: nn.Module, data: Data, views: Sequence[str]) -> Dense | None:
+    """The dense form of a network in evaluation mode, if `views` need one. Raises UserError if it has none."""
+    if not any(part.kind == "dense" for view in views for part in parse(view)):
+        return None
+    try:
+        return Dense(network, data.crop_px)
+    except ValueError as error:
+        raise UserError(f"view dense: {error}. Leave the dense views out") from None
 
 
 class _Scorer:
     """One contender, and what its views look at."""
 
-    def __init__(self, contender: Contender, views: Sequence[str], corners: str, device: torch.device, bf16: bool):
+    def __init__(self, contender: Contender, views: Sequence[str], device: torch.device, bf16: bool):
         data = contender.data
         self.network, self.device, self.bf16, self.crop_px = contender.network, device, bf16, data.crop_px
-        self.corners = corners
+        self.corners = contender.corners
         self.views = [looks(view, data.scales()) for view in views]
         wanted = dict.fromkeys(look for view in self.views for look, _ in view)
         self.crops = sorted((look for look in wanted if look.place != "dense"), key=lambda look: look.mirrored)
@@ -91,12 +105,7 @@ class _Scorer:
         self.renderings = list(self.rendering.values())
         mean, std = 255 * torch.tensor(data.mean), 255 * torch.tensor(data.std)
         self.scale, self.offset = (1 / std).to(device), (-mean / std).to(device)
-        self.dense: Dense | None = None
-        if self.whole:
-            try:
-                self.dense = Dense(contender.network, data.crop_px)
-            except ValueError as error:
-                raise UserError(f"view dense: {error}. Leave the dense views out") from None
+        self.dense = require_views(contender.network, data, views)
 
     def probabilities(self, images: dict[Rendering, list[torch.Tensor]]) -> list[torch.Tensor]:
         """Float64 [n, classes] of each view."""

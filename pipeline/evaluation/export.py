@@ -8,30 +8,43 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from pipeline.data.index import file_sha256
+from pipeline.errors import UserError
 from pipeline.evaluation.classifier import EXPORTED_BY, Classifier
 from pipeline.versions import versions
 
-KEPT = ("data", "model")  # sections of the config that scoring needs
-FORGOTTEN = {
-    "data": ("train", "validation", "cache"),
-    "model": ("weights", "reset_head"),
-}  # paths of the training machine
+# What scoring needs of a config; paths of the training machine stay there.
+KEPT = {
+    "data": lambda key: key not in ("train", "validation", "cache"),
+    "model": lambda key: key not in ("weights", "reset_head", "grow_from"),
+    "evaluation": lambda key: key == "corners",
+    "train": lambda key: key == "precision",
+}
 
 
 def export(one: Classifier, out: Path) -> Path:
-    """Write both, the weights first, each whole or not at all. Returns the JSON's path."""
+    """Write both, the weights first, each whole or not at all. Returns the JSON's path.
+
+    Raises UserError if a JSON lies there that is no export's.
+    """
+    beside = out.with_suffix(".json")
+    if beside.exists() and not _is_export(beside):
+        raise UserError(f"{beside} is there and was not written by launch.export. Give another name")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
-    state = {name: value.detach().cpu().contiguous() for name, value in one.network.state_dict().items()}
+    # Copies, since the format has no word for tensors that share memory.
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in one.network.state_dict().items()
+    }
     save_file(state, temporary, metadata={"format": "pt"})
     os.replace(temporary, out)
     tree = one.config.model_dump(mode="json")
     config: dict[str, Any] = {
-        section: {key: value for key, value in tree[section].items() if key not in FORGOTTEN[section]}
-        for section in KEPT
+        section: {key: value for key, value in tree[section].items() if keeps(key)} for section, keeps in KEPT.items()
     }
     facts = {
         EXPORTED_BY: "tencrop",
@@ -44,8 +57,14 @@ def export(one: Classifier, out: Path) -> Path:
         "config": config,
         "versions": versions(),
     }
-    beside = out.with_suffix(".json")
     temporary = beside.with_name(f".{beside.name}.tmp")
     temporary.write_text(json.dumps(facts, indent=1) + "\n")
     os.replace(temporary, beside)
     return beside
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        return EXPORTED_BY in json.loads(path.read_text())
+    except (ValueError, TypeError, OSError):
+        return False

@@ -60,12 +60,13 @@ class Table:
 
     def __init__(self, labels: np.ndarray, views: list[str], device: torch.device):
         self.labels, self.views = labels, views
+        self._labels = torch.from_numpy(np.array(labels)).to(device)
         self.rows = torch.zeros(len(labels), 2 + _OF_VIEW * len(views), dtype=torch.int32, device=device)
 
     def add(self, ids: torch.Tensor, scored: torch.Tensor, probabilities: list[torch.Tensor]) -> None:
         """The images of `ids` int64 [n]: `scored` bool [n]; probabilities float64 [n, classes] of each view."""
         columns = [torch.ones_like(scored), scored]
-        labels = torch.from_numpy(self.labels).to(ids.device)[ids]
+        labels = self._labels[ids]
         for found in probabilities:
             top, classes = found.topk(min(TOP, found.shape[1]), dim=1)
             # NaN sorts first, and would else be right by chance.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.evaluation.published import torchvision_entries
-from pipeline.evaluation.views import parse
+from pipeline.views import parse
 
 ILSVRC_IMAGES, ILSVRC_CLASSES = 50_000, 1000
 ALEXNET = "Krizhevsky et al. 2012, table 2"
@@ -82,11 +82,14 @@ def compare(view: str, entries: Sequence[Entry], num_images: int, num_classes: i
 def _row(view: str, entries: Sequence[Entry], names: Sequence[str]) -> str:
     if len(entries) == 1 and view == "centre" and (found := _of_torchvision(entries[0])):
         return found
-    if not all(entry.config.data.crop_px == 224 for entry in entries):
+    if not all(_is_the_papers(entry.config) for entry in entries):
         return ""
     if set(names) == {"alexnet_2012"}:
         square = all(
-            entry.config.data.resize_px == 256 and entry.config.evaluation.corners == "square" for entry in entries
+            entry.config.data.resize_px == 256
+            and entry.config.data.recipe == "alexnet"
+            and entry.config.evaluation.corners == "square"
+            for entry in entries
         )
         rows = {1: (40.7, 18.2), 5: (38.1, 16.4)}
         if view not in ("ten", "ten@256") or not square or len(entries) not in rows:
@@ -96,6 +99,12 @@ def _row(view: str, entries: Sequence[Entry], names: Sequence[str]) -> str:
     if all(name in CONFIGURATIONS for name in names) and all(entry.config.data.recipe == "vgg" for entry in entries):
         return _of_vgg(view, entries, "".join(sorted(CONFIGURATIONS[name] for name in names)))
     return ""
+
+
+def _is_the_papers(config: Config) -> bool:
+    model, data = config.model, config.data
+    whole = model.width in (None, 1) and model.groups in (None, 2)
+    return whole and data.crop_px == 224 and data.interpolation == "bilinear" and data.antialias
 
 
 def _of_vgg(view: str, entries: Sequence[Entry], configurations: str) -> str:
@@ -133,7 +142,8 @@ def _of_torchvision(entry: Entry) -> str:
     alike = [
         published
         for published in torchvision_entries(entry.config.model.name)
-        if all(getattr(data, name) == value for name, value in published.data.items())
+        if entry.config.model.width in (None, 1)
+        and all(getattr(data, name) == value for name, value in published.data.items())
     ]
     for published in alike:
         if published.file == entry.weights.name:

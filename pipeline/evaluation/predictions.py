@@ -23,8 +23,7 @@ def check(path: Path) -> None:
     """Refuse what could not be written, before anything is scored."""
     if path.suffix not in (".csv", ".parquet"):
         raise UserError(f"--save-predictions {path}: give a name that ends in .csv or .parquet")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--save-predictions {path}: there is no folder {path.parent}. Make it first")
+    require_file("--save-predictions", path)
     if path.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
@@ -35,8 +34,16 @@ def check(path: Path) -> None:
             ) from None
 
 
+def require_file(flag: str, path: Path) -> None:
+    """Raises UserError if no file can be made there; folders on the way are made when it is written."""
+    home = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path}: no file can be written there. Give another name")
+
+
 def write(outcomes: Outcomes, index: Index, names: Sequence[str], path: Path) -> None:
     """Write it, whole or not at all; `names[output]` is the name of an output."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     rows = _rows(outcomes, index, names)
     if path.suffix == ".csv":

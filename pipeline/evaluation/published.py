@@ -19,6 +19,7 @@ class Published:
     data: dict[str, Any]
     classes: tuple[str, ...]
     errors: tuple[float, float]
+    is_default: bool
 
 
 @cache
@@ -27,8 +28,11 @@ def torchvision_entries(name: str) -> tuple[Published, ...]:
     from torchvision.models import get_model_weights
 
     bare = name.removeprefix("torchvision:")
-    found = []
-    for entry in get_model_weights(bare) if bare in torchvision_names() else ():
+    if bare not in torchvision_names():
+        return ()
+    entries, found = list(get_model_weights(bare)), []
+    default = getattr(get_model_weights(bare), "DEFAULT", None)
+    for entry in entries:
         transforms, metrics = entry.transforms(), entry.meta["_metrics"].get("ImageNet-1K")
         if metrics is None or entry.meta["categories"] is None:  # of the convolutions alone, or fine-tuned
             continue
@@ -42,5 +46,7 @@ def torchvision_entries(name: str) -> tuple[Published, ...]:
             "std": std,
         }
         errors = round(100 - metrics["acc@1"], 3), round(100 - metrics["acc@5"], 3)
-        found.append(Published(entry.url.rpartition("/")[2], data, tuple(entry.meta["categories"]), errors))
+        found.append(
+            Published(entry.url.rpartition("/")[2], data, tuple(entry.meta["categories"]), errors, entry is default)
+        )
     return tuple(found)

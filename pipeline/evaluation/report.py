@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.index import Index, file_sha256
+from pipeline.data.index import Index
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
 from pipeline.evaluation.papers import Entry, compare
-from pipeline.evaluation.views import looks
 from pipeline.journal import Presentation
 from pipeline.metrics import Score, wilson
+from pipeline.views import looks
 
 NUM_PAIRS = 20  # of the worst confusions
 NUM_WORST = 50  # classes in a table of Weights & Biases
@@ -80,14 +80,14 @@ def table(result: Evaluated) -> str:
 def facts(result: Evaluated) -> dict[str, Any]:
     """All of it, for evaluation.json."""
     outcomes, classes = result.outcomes, result.index.classes
-    scales = result.classifiers[0].config.data.scales()
     views = {}
     for view, score in outcomes.scores().items():
+        seen = [look for one in result.classifiers for look, _ in looks(view, one.config.data.scales())]
         views[view] = {
             **_figures(score),
             "compare_with": result.compare_with(view),
-            "scales_px": sorted({look.scale_px for look, _ in looks(view, scales)}),
-            "num_looks": len(looks(view, scales)),
+            "scales_px": sorted({look.scale_px for look in seen}),
+            "num_looks": len(seen),
             "classes": by_class(outcomes, view, result.outputs, classes),
             "confusions": confusions(outcomes, view, result.names),
         }
@@ -177,7 +177,9 @@ def _percent(part: int, whole: int) -> float | None:
 
 
 def _who(one: Classifier) -> str:
-    return f"{one.config.model.name}, {one.source}" + (f", step {one.step:,}" if one.step else "")
+    name = one.config.model.name
+    named = one.source if one.source.startswith(name) else f"{name}, {one.source}"
+    return named + (f", step {one.step:,}" if one.step else "")
 
 
 def _facts_of(one: Classifier) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def _facts_of(one: Classifier) -> dict[str, Any]:
         "source": one.source,
         "model": one.config.model.name,
         "weights": str(one.weights),
-        "weights_sha256": file_sha256(one.weights),
+        "weights_sha256": one.weights_sha256,
         "step": one.step,
         "epoch": one.epoch,
         "num_outputs": one.num_outputs,

@@ -24,9 +24,9 @@ from pipeline.data.loader import eval_batches
 from pipeline.data.rendering import Rendering
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import ROWS_ON_CPU, ROWS_ON_GPU, Contender, evaluate
-from pipeline.evaluation.views import looks
 from pipeline.runtime import Runtime, start
 from pipeline.versions import versions
+from pipeline.views import looks
 from tests.benchmarks.loader import machine
 
 OURS, FORWARD, DECODING = "ours", "forward", "decoding"
@@ -105,8 +105,8 @@ def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runti
     micro_batch = config.evaluation.micro_batch
 
     def ours() -> object:
-        how: dict[str, Any] = {"corners": "square", "runtime": runtime, "micro_batch": micro_batch, "bf16": wanted.bf16}
-        return evaluate([Contender(network, data)], index, data, [view], **how)
+        how: dict[str, Any] = {"runtime": runtime, "micro_batch": micro_batch, "bf16": wanted.bf16}
+        return evaluate([Contender(network, data, "square")], index, data, [view], **how)
 
     rows = ROWS_ON_GPU if runtime.on_gpu else ROWS_ON_CPU
     crops = torch.rand(rows, 3, data.crop_px, data.crop_px, device=runtime.device)

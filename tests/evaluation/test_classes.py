@@ -27,6 +27,8 @@ def test_the_list_of_imagenet():
         (["Great_White  shark"], ("goldfish", "great white shark"), [1]),
         (["1", "0"], ("0", "1"), [1, 0]),
         (["3", "4"], ("3", "4"), [0, 1]),  # names come before numbers
+        (["A", "a"], ("A", "a"), [0, 1]),  # to the letter, before letters count alike
+        (["b_c", "b c"], ("b c", "b_c"), [1, 0]),
         (["0", "1"], ("cat", "dog"), [0, 1]),
         (["a", "b", "c"], None, [0, 1, 2]),  # as many as outputs, in order
     ],
@@ -59,6 +61,7 @@ def test_networks_of_imagenet_know_ids_names_and_numbers(network_classes):
         (["0", "3"], None, 3, "'3' is none of them"),
         (["crane"], ("crane", "crane"), 2, "'crane' is the name of outputs 0 and 1: use numbers or WordNet ids"),
         (["goldfish", "gold fish co"], NAMES, 1000, "'gold fish co' is none of them .near: goldfish"),
+        (["0", "1"], ("1", "2", "3"), 3, "'0' is none of them"),
         (["cat", "Cat"], ("cat", "dog"), 2, "two classes of the set have the same output"),
         ([f"c{n}" for n in range(1000)], None, 1000, "'c0' is none of them"),
     ],

@@ -33,11 +33,10 @@ def network(seed: int, num_classes: int = 7, name: str = "vgg11_bn") -> nn.Modul
 
 def run(runtime, folder, *networks: nn.Module, views, data: Data = DATA, micro_batch=8, corners="square") -> Outcomes:
     return evaluate(
-        [Contender(one, data) for one in networks],
+        [Contender(one, data, corners) for one in networks],
         index.load(folder),
         data,
         views,
-        corners=corners,
         runtime=runtime,
         micro_batch=micro_batch,
         bf16=False,
@@ -117,8 +116,8 @@ def test_an_ensemble_averages_probabilities(alone, held_out):
     """Of networks that want different images: each has its own preprocessing."""
     first, second = network(1), network(2)
     other = DATA.model_copy(update={"mean": (0.5,) * 3, "std": (0.3,) * 3, "resize_px": 80, "interpolation": "bicubic"})
-    contenders = [Contender(first, DATA), Contender(second, other)]
-    how = {"corners": "square", "runtime": alone, "micro_batch": 5, "bf16": False}
+    contenders = [Contender(first, DATA, "square"), Contender(second, other, "square")]
+    how = {"runtime": alone, "micro_batch": 5, "bf16": False}
     both = evaluate(contenders, index.load(held_out), DATA, ["ten"], **how).views["ten"]
     each = [evaluate([one], index.load(held_out), DATA, ["ten"], **how).views["ten"] for one in contenders]
     wanted = np.mean([one.label_probability for one in each], axis=0)
@@ -133,6 +132,23 @@ def test_the_bits_do_not_depend_on_the_batch(outcomes, alone, held_out, micro_ba
         for name in ("classes", "probabilities", "label_probability"):
             assert np.array_equal(getattr(again.views[view], name), getattr(outcomes.views[view], name)), (view, name)
     assert again.scores() == outcomes.scores()
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn"])
+def test_the_bits_do_not_depend_on_threads(alone, held_out, name):
+    """One process uses all cores, one of several a core: so this is part of "any number of ranks"."""
+    before, found = torch.get_num_threads(), []
+    torch.manual_seed(0)
+    one = build(name, 7, width=0.5).eval()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(run(alone, held_out, one, views=["ten", "dense", "dense@150"]).views)
+    finally:
+        torch.set_num_threads(before)
+    for view in found[0]:
+        for other in found[1:]:
+            assert np.array_equal(other[view].probabilities, found[0][view].probabilities), view
 
 
 def test_a_view_does_not_depend_on_the_others(outcomes, alone, held_out):
@@ -183,6 +199,24 @@ def test_a_network_that_answers_nan_is_wrong_everywhere(alone, held_out):
     assert np.isnan(score.loss)
 
 
+def test_nan_in_a_dense_view(alone, held_out):
+    broken = network(0)
+    with torch.no_grad():
+        list(broken.modules())[-1].bias[3] = float("nan")
+    assert run(alone, held_out, broken, views=["dense"]).scores()["dense"].correct5 == 0
+
+
+def test_a_line_of_pixels_takes_no_gigabytes(alone, make_set):
+    """1 x 3,000 px at 72 px would be 216,000 px long; the middle 16 px are scored."""
+    found = run(alone, make_set("lines", 4, size_px=(1, 2), num_shards=1), network(0), views=["dense", "50"])
+    assert found.scored.all()
+    from pipeline.data.windows import whole
+
+    window = whole(np.array([1, 500]), np.array([3000, 1]))
+    assert (window.height.tolist(), window.width.tolist()) == ([1, 16], [16, 1])
+    assert (window.top.tolist(), window.left.tolist()) == ([0, 242], [1492, 0])
+
+
 def test_fewer_than_five_classes(alone, make_set):
     found = run(alone, make_set("few", 9, num_classes=3), network(0, num_classes=3), views=["centre"])
     assert (found.views["centre"].classes[:, 3:] == NO_CLASS).all()
@@ -192,8 +226,10 @@ def test_fewer_than_five_classes(alone, make_set):
 def test_labels_may_be_other_outputs_than_the_sets_numbers(alone, held_out):
     labels = index.load(held_out).label.astype(np.int64)
     moved = np.array([6, 5, 4, 3, 2])[labels]
-    how = {"corners": "square", "runtime": alone, "micro_batch": 8, "bf16": False}
-    found = evaluate([Contender(network(0), DATA)], index.load(held_out), DATA, ["centre"], labels=moved, **how)
+    how = {"runtime": alone, "micro_batch": 8, "bf16": False}
+    found = evaluate(
+        [Contender(network(0), DATA, "square")], index.load(held_out), DATA, ["centre"], labels=moved, **how
+    )
     plain = run(alone, held_out, network(0), views=["centre"])
     assert np.array_equal(found.views["centre"].classes, plain.views["centre"].classes)
     wanted = (plain.views["centre"].classes[:, 0] == moved).sum()

@@ -38,7 +38,7 @@ def outcomes(photos) -> Outcomes:
 def evaluated(outcomes, photos, tmp_path) -> report.Evaluated:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"weights")
-    one = Classifier("runs/a", nn.Identity(), Config(), 6, None, weights, step=40)
+    one = Classifier("runs/a", nn.Identity(), Config(), 6, None, weights, "ab" * 32, step=40)
     found = index.load(photos)
     return report.Evaluated([one], "data/photos", found, np.arange(5), NAMES, outcomes, 12.0, {"precision": "fp32"})
 
@@ -115,10 +115,17 @@ def test_predictions(outcomes, photos, tmp_path, ending):
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"), [("p.txt", r"ends in \.csv or \.parquet"), ("nowhere/p.csv", "there is no folder nowhere")]
+    ("path", "reason"),
+    [
+        ("p.txt", r"ends in \.csv or \.parquet"),
+        ("file/p.csv", "no file can be written there"),
+        ("d.csv", "no file can be"),
+    ],
 )
 def test_predictions_that_could_not_be_written(path, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("d.csv").mkdir()
     with pytest.raises(UserError, match=reason):
         predictions.check(Path(path))
 

@@ -159,13 +159,16 @@ def test_ensemble_of_a_run_a_checkpoint_and_an_export(run, copied, tmp_path):
     [
         (
             ["--views", "six"],
-            "evaluation.views.0='six' is no view: 'six' must be one of centre, five, ten, 50, 150, dense",
+            "--views: 'six' is no view: 'six' must be one of centre, five, ten, 50, 150, dense",
         ),
-        (["--views", ""], "evaluation.views.0='' is no view"),
-        (["--views", "150"], "150 looks at a short side of 40 px, below data.crop_px=64. Name larger scales: 150@..."),
+        (["--views", ""], "--views: '' is no view"),
+        (
+            ["--views", "150"],
+            "150 looks at a short side of 40 px, below data.crop_px=64. Name larger scales behind an @",
+        ),
         (["data.resize_px=40"], "data.crop_px=64 must not be more than data.resize_px=40"),
         (["model.width=2"], "can be scored with other data, evaluation, wandb, tracking, train.precision, but not"),
-        (["data.sclae=2"], "data.sclae is no known key"),
+        (["data.sclae=2"], "data.sclae=2: data.sclae is no known key. Did you mean data.scale_px?"),
         (["nowhere"], "nowhere does not exist. Give a run folder, a checkpoint, an exported .safetensors file"),
         (["torchvision:alexnet=x.pth"], "torchvision:alexnet=x.pth: there is no file x.pth"),
         (["--save-predictions", "p.txt"], "give a name that ends in .csv or .parquet"),

@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import CenterCrop, FiveCrop, TenCrop
 
 from pipeline.config import Data
-from pipeline.evaluation.views import Look, Scales, corner, looks, parse
+from pipeline.views import Look, Scales, corner, looks, parse
 
 SCALES = Scales(256, (256, 384, 512))
 SIZES = [(256, 256, 224), (256, 341, 224), (383, 256, 224), (72, 101, 64), (71, 90, 63), (64, 64, 64), (64, 65, 64)]

@@ -14,7 +14,7 @@ parts of a view alike. Without scales a part is scored at data.resize_px.
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 KINDS = ("centre", "five", "ten", "50", "150", "dense")
@@ -80,7 +80,7 @@ def looks(view: str, scales: Scales) -> list[tuple[Look, float]]:
     return list(weights.items())
 
 
-@cache
+@lru_cache(maxsize=1 << 16)
 def corner(look: Look, height: int, width: int, crop_px: int, corners: str) -> tuple[int, int]:
     """Top and left of the crop of a look in an image that was resized to `height` x `width`; of a mirrored one, where
     it lies before it is mirrored.
