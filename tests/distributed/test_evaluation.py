@@ -27,7 +27,8 @@ def evaluated(source: str, data: Path, out: Path, world: int, micro_batch: int) 
     settings = ["model.width=0.125", "data.crop_px=64", "data.resize_px=72", "data.threads=1", "tracking=none"]
     words = ["--data", str(data), "--views", VIEWS, "--micro-batch", str(micro_batch), "--out", str(out)]
     predictions = out.with_suffix(".csv")
-    run(world, "launch.evaluate", source, *settings, *words, "--save-predictions", str(predictions))
+    threads = 2 if world == 1 else 1  # as people have it: one process takes all cores
+    run(world, "launch.evaluate", source, *settings, *words, "--save-predictions", str(predictions), threads=threads)
     return json.loads(out.read_text()), predictions.read_bytes()
 
 

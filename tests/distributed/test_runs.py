@@ -36,8 +36,8 @@ def torchrun(world: int, *words: str) -> list[str]:
     return [sys.executable, *launcher, "-m", *words]
 
 
-def run(world: int, *words: str) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def run(world: int, *words: str, threads: int = 1) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         torchrun(world, *words), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
