@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.alexnet import ResponseNorm
 from models.build import build, known_names
 from models.geometry import window
 
 HEADINGS = ("layer", "kind", "output", "parameters", "MACs", "field px", "stride px")
 POINTWISE = (
-    *(nn.ReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.BatchNorm2d, nn.LocalResponseNorm, nn.Dropout, nn.Identity),
+    *(nn.ReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.BatchNorm2d, ResponseNorm, nn.Dropout, nn.Identity),
     nn.AdaptiveAvgPool2d,  # while it changes no size
 )
 

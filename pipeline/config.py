@@ -97,6 +97,12 @@ class Data(Section):
     """How many shards a windowed shuffle mixes."""
     decoder: Literal["auto", "cpu", "gpu"] = "auto"
     """Where images are decoded; auto: on the GPU when there is one."""
+    decode_whole: bool = False
+    """Decode whole images and cut the window out of them, instead of decoding the window alone (`launch.bench loader`
+    tries both)."""
+    hw_decoder_load: Fraction = 0.65
+    """Share of JPEGs that a GPU's hardware decoder gets, where it has one; its cores and the CPU's decode the rest
+    (`launch.bench loader` tries several)."""
     threads: Positive | None = None
     """Threads per process to decode, and on a CPU as many to resize; none: the machine's cores over its processes."""
     prefetch: Positive = 2
@@ -212,6 +218,9 @@ class Train(Section):
     """Label smoothing of the cross-entropy."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network, with fp32 weights; auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    compile: bool = False
+    """Let torch.compile fuse the network's operators, which takes half a minute at each start (`launch.bench step`
+    tries both)."""
     log_every_steps: Positive = 50
     """Steps between logged points."""
     checkpoint_every_steps: Positive | None = None

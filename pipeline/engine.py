@@ -2,7 +2,9 @@
 
 In: a model, an optimizer, the config. Out: a DeepSpeed engine and a `Stepper` that takes one optimizer step. The
 DeepSpeed dictionary is derived from the config and has no second home. ZeRO stays at stage 0: for 60 to 144 M
-parameters it saves little, and only stage 0 resumes at another number of processes.
+parameters it saves little, and only stage 0 resumes at another number of processes. There DeepSpeed reduces gradients
+when all of them are there, through a copy, and even in one process: 0.89 to 0.94 of a plain loop's speed. So they are
+reduced here, each as soon as it is there (BENCHMARKS.md).
 """
 
 import os
@@ -10,6 +12,7 @@ import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -56,12 +59,15 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, ru
         config=deepspeed_config(config, runtime.world, runtime.on_gpu),
         dist_init_required=False,
     )
-    engine.enable_backward_allreduce = False  # Stepper does it, to time it
+    engine.enable_backward_allreduce = False  # Stepper does it
+    if config.train.compile:
+        engine.module.compile()  # in place, so that parameters keep their names
     return engine
 
 
 class Stepper:
-    """Takes micro-batches to optimizer steps and tells how long the gradient reduction took.
+    """Takes micro-batches to optimizer steps and tells how long the backward pass was over before gradients were
+    reduced.
 
     Dropout draws from a generator that is seeded anew for each micro-step and rank, so a resumed run draws the masks of
     an uninterrupted one.
@@ -71,11 +77,17 @@ class Stepper:
         self.engine = engine
         self.config = config
         self.runtime = runtime
+        self._reductions: list[dist.Work] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._seconds = 0.0
+        if runtime.world > 1:
+            for parameter in engine.module.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(self._reduce)
 
     def micro_step(self, images: torch.Tensor, labels: torch.Tensor, step: int, micro_step: int) -> torch.Tensor:
-        """Forward and backward of one micro-batch. Returns the logits, float32 [n, classes], detached.
+        """Forward and backward of one micro-batch, after the last one of a step the update. Returns the logits, float32
+        [n, classes], detached.
 
         The loss is the sum over rows over the number of rows, padding included, so a lost row costs one row.
         """
@@ -85,27 +97,47 @@ class Stepper:
         smoothing = self.config.train.label_smoothing
         loss = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
         self.engine.backward(loss / len(labels))
-        if self.engine.is_gradient_accumulation_boundary():
-            self._timed_reduction()
+        self._wait_for_reductions()
         self.engine.step()
         return logits.detach()
 
-    def _timed_reduction(self) -> None:
-        if not self.runtime.on_gpu:
-            start = time.perf_counter()
-            self.engine.allreduce_gradients()
-            self._seconds += time.perf_counter() - start
+    def _reduce(self, parameter: torch.Tensor) -> None:
+        """Begin to average a gradient over ranks while the backward pass goes on, in the last micro-step."""
+        if not self.engine.is_gradient_accumulation_boundary():
             return
-        events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        events[0].record()
-        self.engine.allreduce_gradients()
-        events[1].record()
-        self._events.append(events)
+        assert parameter.grad is not None
+        operation = dist.ReduceOp.AVG
+        if not self.runtime.on_gpu:  # gloo has no average
+            parameter.grad.div_(self.runtime.world)
+            operation = dist.ReduceOp.SUM
+        work = dist.all_reduce(parameter.grad, operation, async_op=True)
+        assert work is not None
+        self._reductions.append(work)
+
+    def _wait_for_reductions(self) -> None:
+        if not self._reductions:
+            return
+        if self.runtime.on_gpu:  # the GPU's queue waits, not this process
+            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            events[0].record()
+            self._finish()
+            events[1].record()
+            self._events.append(events)
+            return
+        start = time.perf_counter()
+        self._finish()
+        self._seconds += time.perf_counter() - start
+
+    def _finish(self) -> None:
+        for work in self._reductions:
+            work.wait()
+        self._reductions.clear()
 
     def take_communication_s(self) -> float:
-        """Seconds spent in gradient reductions since the last call, waiting for slower ranks included. Synchronises."""
-        if self._events:
-            self._events[-1][1].synchronize()
+        """Seconds since the last call in which nothing but gradient reductions went on, waiting for slower ranks
+        included. Waits for the GPU."""
+        if self.runtime.on_gpu:
+            torch.cuda.synchronize(self.runtime.device)
             self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1e3
             self._events.clear()
         seconds, self._seconds = self._seconds, 0.0

@@ -19,30 +19,26 @@ def build(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": decay_other}]
     groups = [group for group in groups if group["params"]]
+    how: dict = {"lr": config.lr, "momentum": config.momentum, "fused": weights[0].is_cuda}
     if config.lr_in_velocity:
-        return PapersSGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=weights[0].is_cuda
-    )
+        return PapersSGD(groups, **how)
+    return torch.optim.SGD(groups, nesterov=config.nesterov, **how)
 
 
-class PapersSGD(torch.optim.Optimizer):
-    """v = momentum v - weight_decay lr w - lr g; w += v (Krizhevsky et al. 2012, section 5; VGG section 3.1)."""
+class PapersSGD(torch.optim.SGD):
+    """v = momentum v - weight_decay lr w - lr g; w += v (Krizhevsky et al. 2012, section 5; VGG section 3.1).
 
-    def __init__(self, groups: list[dict], lr: float, momentum: float):
-        super().__init__(groups, {"lr": lr, "momentum": momentum})
+    PyTorch's buffer is kept, which is -v over the learning rate that v was made with. So when the rate changes, the
+    momentum of one step is multiplied by old over new, and PyTorch's fused kernel does the rest: one pass over the
+    weights, where the formula in four lines takes four.
+    """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update. There is no closure: the gradients are there."""
+        """One update. There is no closure: the gradients are there. Learning rates must be above 0."""
+        momenta = [group["momentum"] for group in self.param_groups]
         for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if not weights:
-                continue
-            for weight in weights:
-                self.state[weight].setdefault("velocity", torch.zeros_like(weight))
-            velocities = [self.state[weight]["velocity"] for weight in weights]
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, weights, alpha=-group["weight_decay"] * group["lr"])
-            torch._foreach_add_(velocities, [weight.grad for weight in weights], alpha=-group["lr"])
-            torch._foreach_add_(weights, velocities)
+            group["momentum"] *= group.get("velocity_lr", group["lr"]) / group["lr"]
+        super().step()
+        for group, momentum in zip(self.param_groups, momenta, strict=True):
+            group["momentum"], group["velocity_lr"] = momentum, group["lr"]

@@ -95,10 +95,10 @@ def test_the_papers_velocity_comes_back_too(alone, tmp_path):
     folder = checkpoint.save(whole.engine, Progress(step=3), tmp_path / "run", alone, 3)
     for stepper in (resumed, forgetful):
         checkpoint.load(stepper.engine, folder)
-    pairs = list(zip(momentum(resumed, "velocity"), momentum(whole, "velocity"), strict=True))
+    pairs = list(zip(momentum(resumed), momentum(whole), strict=True))
     assert all(torch.equal(ours, theirs) and theirs.abs().max() > 0 for ours, theirs in pairs)
     for state in forgetful.engine.optimizer.state.values():
-        state["velocity"].zero_()
+        state["momentum_buffer"].zero_()
     for stepper in (whole, resumed, forgetful):
         for group in stepper.engine.optimizer.param_groups:
             group["lr"] = 0.01

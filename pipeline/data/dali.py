@@ -14,7 +14,7 @@ import io
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,15 @@ class Bad(Protocol):
     def add(self, ids: np.ndarray, reasons: list[str]) -> None: ...
 
 
+class Decoder(NamedTuple):
+    """How windows come out of images. `is_raw`: they are pixels already; `whole`: the whole image is decoded first;
+    `hw_load`: data.hw_decoder_load."""
+
+    is_raw: bool
+    whole: bool = False
+    hw_load: float = 0.65
+
+
 Build = Callable[[int, int], Any]  # rows, depth -> graph
 Feed = Callable[[Any, Request], None]
 
@@ -37,7 +46,7 @@ Feed = Callable[[Any, Request], None]
 def images_on_gpu(
     requests: Iterator[Request],
     *,
-    is_raw: bool,
+    decoder: Decoder,
     px: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
@@ -61,7 +70,7 @@ def images_on_gpu(
         graph.feed_input("mean", 255.0 * (np.asarray(mean, np.float32) - windows.colour))
 
     def build(rows: int, depth: int) -> Any:
-        return _gpu_graph(rows, is_raw, px, std, (interpolation, antialias), device.index, threads, depth)
+        return _gpu_graph(rows, decoder, px, std, (interpolation, antialias), device.index, threads, depth)
 
     for request, (output,) in _held(requests, build, feed, prefetch, bad, device):
         # No copy. NHWC seen as NCHW is channels_last without moving a byte.
@@ -71,7 +80,7 @@ def images_on_gpu(
 def renderings_on_gpu(
     requests: Iterator[Request],
     *,
-    is_raw: bool,
+    decoder: Decoder,
     renderings: Sequence[Rendering],
     device: torch.device,
     threads: int,
@@ -90,7 +99,7 @@ def renderings_on_gpu(
             graph.feed_input(f"size{number}", sizes.astype(np.float32))
 
     def build(rows: int, depth: int) -> Any:
-        return _renderings_graph(rows, is_raw, renderings, device.index, threads, depth)
+        return _renderings_graph(rows, decoder, renderings, device.index, threads, depth)
 
     for request, outputs in _held(requests, build, feed, prefetch, bad, device):
         rows = range(len(request.ids))
@@ -120,12 +129,12 @@ def _held(
 
 
 def windows_on_cpu(
-    requests: Iterator[Request], *, threads: int, prefetch: int, bad: Bad
+    requests: Iterator[Request], *, decoder: Decoder, threads: int, prefetch: int, bad: Bad
 ) -> Iterator[tuple[Request, list[np.ndarray]]]:
     """Yield each request with its decoded windows, uint8 [height, width, 3] each, valid while the caller holds them."""
 
     def build(rows: int, depth: int) -> Any:
-        return _cpu_graph(rows, threads, depth)
+        return _cpu_graph(rows, decoder, threads, depth)
 
     for request, (windows,) in _run(requests, build, _feed_windows, prefetch, bad):
         yield request, [np.asarray(windows[row]) for row in range(len(request.ids))]
@@ -236,7 +245,7 @@ def _feed_windows(graph: Any, request: Request) -> None:
     graph.feed_input("shape", np.stack([windows.height, windows.width], axis=1))
 
 
-def _windows(is_raw: bool, device: str) -> Any:
+def _windows(decoder: Decoder, device: str) -> Any:
     """The node of uint8 windows, decoded or cut, as `_feed_windows` feeds them."""
     from nvidia.dali import fn
     from nvidia.dali import types as dali_types
@@ -245,30 +254,33 @@ def _windows(is_raw: bool, device: str) -> Any:
     start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
     shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)
     pixels: Any = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
-    if is_raw:
+    if decoder.is_raw:
         rows = fn.external_source(name="images", dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
         return fn.slice(rows.gpu() if device == "mixed" else rows, start, shape, **pixels)
     encoded = fn.external_source(name="images", dtype=types.UINT8, ndim=1, no_copy=True)
-    return fn.decoders.image_slice(
-        encoded, start, shape, device=device, output_type=types.RGB, adjust_orientation=False, **pixels
-    )
+    how: Any = {"device": device, "output_type": types.RGB, "adjust_orientation": False}
+    if device == "mixed":
+        how["hw_decoder_load"] = decoder.hw_load
+    if decoder.whole:
+        return fn.slice(fn.decoders.image(encoded, **how), start, shape, **pixels)
+    return fn.decoders.image_slice(encoded, start, shape, **pixels, **how)
 
 
-def _cpu_graph(rows: int, threads: int, depth: int) -> Any:
+def _cpu_graph(rows: int, decoder: Decoder, threads: int, depth: int) -> Any:
     from nvidia.dali import pipeline_def
 
     options: dict[str, Any] = {"device_id": None}  # None, which its types do not know, means no GPU
 
     @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, **options)
     def graph():
-        return _windows(is_raw=False, device="cpu")
+        return _windows(decoder, device="cpu")
 
     return _built(graph)
 
 
 def _gpu_graph(
     rows: int,
-    is_raw: bool,
+    decoder: Decoder,
     px: int,
     std: tuple[float, float, float],
     filter: tuple[str, bool],
@@ -280,7 +292,7 @@ def _gpu_graph(
 
     @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, device_id=gpu)
     def graph():
-        images = _windows(is_raw, device="mixed")
+        images = _windows(decoder, device="mixed")
         images = fn.resize(images, size=[px, px], **_filter(*filter))
         return fn.crop_mirror_normalize(
             images,
@@ -295,7 +307,7 @@ def _gpu_graph(
 
 
 def _renderings_graph(
-    rows: int, is_raw: bool, renderings: Sequence[Rendering], gpu: int | None, threads: int, depth: int
+    rows: int, decoder: Decoder, renderings: Sequence[Rendering], gpu: int | None, threads: int, depth: int
 ) -> Any:
     """On the CPU if `gpu` is None, which tests use."""
     from nvidia.dali import fn, pipeline_def, types
@@ -304,7 +316,7 @@ def _renderings_graph(
 
     @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, **options)
     def graph():
-        images = _windows(is_raw, device="cpu" if gpu is None else "mixed")
+        images = _windows(decoder, device="cpu" if gpu is None else "mixed")
         sizes = [fn.external_source(name=f"size{n}", dtype=types.FLOAT, ndim=1) for n in range(len(renderings))]
         return tuple(
             fn.resize(images, size=size, **_filter(wanted.interpolation, wanted.antialias))

@@ -4,6 +4,7 @@ On a GPU, DALI does everything. On a CPU, DALI decodes the windows (raw pixels n
 5 times as fast as DALI would there. Both give the same pixels within a level or two of 255 (tests/data/test_decode.py).
 """
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.data.request import Request
 def decode(
     requests: Iterator[Request],
     *,
-    is_raw: bool,
+    decoder: dali.Decoder,
     px: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
@@ -39,16 +40,16 @@ def decode(
     how: dict = {"px": px, "mean": mean, "std": std, "interpolation": interpolation, "antialias": antialias}
     how |= {"threads": threads, "prefetch": prefetch}
     if on_gpu:
-        yield from dali.images_on_gpu(requests, is_raw=is_raw, device=device, bad=bad, **how)
+        yield from dali.images_on_gpu(requests, decoder=decoder, device=device, bad=bad, **how)
         return
-    for request, images in images_on_cpu(_cut(requests, is_raw, threads, prefetch, bad), **how):
-        yield request, images.to(device)
+    cut = _cut(requests, decoder, threads, prefetch, bad)
+    yield from _moved(images_on_cpu(cut, pinned=device.type == "cuda", **how), device)
 
 
 def render(
     requests: Iterator[Request],
     *,
-    is_raw: bool,
+    decoder: dali.Decoder,
     renderings: Sequence[Rendering],
     device: torch.device,
     on_gpu: bool,
@@ -60,16 +61,33 @@ def render(
     `renderings`, on `device`; for the rest as `decode`. Images are valid until the caller asks for the next."""
     how: dict = {"renderings": renderings, "threads": threads, "prefetch": prefetch}
     if on_gpu:
-        yield from dali.renderings_on_gpu(requests, is_raw=is_raw, device=device, bad=bad, **how)
+        yield from dali.renderings_on_gpu(requests, decoder=decoder, device=device, bad=bad, **how)
         return
-    for request, images in renderings_on_cpu(_cut(requests, is_raw, threads, prefetch, bad), **how):
+    for request, images in renderings_on_cpu(_cut(requests, decoder, threads, prefetch, bad), **how):
         yield request, [[image.to(device) for image in of_one] for of_one in images]
 
 
+def _moved(
+    pairs: Iterator[tuple[Request, torch.Tensor]], device: torch.device
+) -> Iterator[tuple[Request, torch.Tensor]]:
+    """Images on `device`. To a GPU they are copied while the CPU goes on, so their memory is held until that is done."""
+    on_the_way: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+    for request, images in pairs:
+        moved = images.to(device, non_blocking=True)
+        if device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(device))
+            on_the_way.append((images, done))
+            while on_the_way and on_the_way[0][1].query():
+                on_the_way.popleft()
+        del images
+        yield request, moved
+
+
 def _cut(
-    requests: Iterator[Request], is_raw: bool, threads: int, prefetch: int, bad: dali.Bad
+    requests: Iterator[Request], decoder: dali.Decoder, threads: int, prefetch: int, bad: dali.Bad
 ) -> Iterator[tuple[Request, list[np.ndarray]]]:
     """Requests with their uint8 windows."""
-    if is_raw:
+    if decoder.is_raw:
         return ((request, request.cut()) for request in requests)
-    return dali.windows_on_cpu(requests, threads=threads, prefetch=prefetch, bad=bad)
+    return dali.windows_on_cpu(requests, decoder=decoder, threads=threads, prefetch=prefetch, bad=bad)

@@ -35,12 +35,13 @@ def images_on_cpu(
     antialias: bool,
     threads: int,
     prefetch: int,
+    pinned: bool = False,
 ) -> Iterator[tuple[Request, torch.Tensor]]:
     """Yield each request with its images; `threads` threads work on the next `prefetch` ones meanwhile.
 
-    Images stay valid as long as the caller holds them.
+    Images stay valid as long as the caller holds them; `pinned` ones a GPU can copy by itself.
     """
-    buffers = _Buffers()
+    buffers = _Buffers(pinned)
     scale = 1 / (255 * np.asarray(std, np.float32))
     ahead: deque[tuple[Request, np.ndarray, list[Future]]] = deque()
     with _pool(threads) as pool:
@@ -147,12 +148,13 @@ class _Buffers:
     Fresh memory costs more than all the work above: the kernel clears each of its pages (BENCHMARKS.md).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pinned: bool) -> None:
+        self._pinned = pinned
         self._arrays: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
         for array in self._arrays:
             if array.shape == shape and sys.getrefcount(array) == 3:  # the list's, the loop's, the call's
                 return array
-        self._arrays.append(np.empty(shape, np.float32))
+        self._arrays.append(torch.empty(shape, pin_memory=self._pinned).numpy())
         return self._arrays[-1]

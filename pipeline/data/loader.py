@@ -16,6 +16,7 @@ import torch
 
 from pipeline.config import Data
 from pipeline.data import windows
+from pipeline.data.dali import Decoder
 from pipeline.data.decode import decode, render
 from pipeline.data.index import Index
 from pipeline.data.order import Order, machine_part, rank_part, sequential_batch
@@ -176,7 +177,7 @@ def _pca(index: Index, data: Data):
 def _how(source: Source, data: Data, place: Place, device: torch.device) -> dict[str, Any]:
     """What the decoder must know beside what to decode, in training and evaluation."""
     return {
-        "is_raw": source.index.is_raw,
+        "decoder": Decoder(source.index.is_raw, data.decode_whole, data.hw_decoder_load),
         "device": device,
         "on_gpu": decodes_on_gpu(data, device),
         "threads": data.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world),

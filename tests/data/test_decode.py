@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.data.dali import Decoder
 from pipeline.data.decode import decode
 from pipeline.data.request import Request
 from pipeline.data.windows import Windows
@@ -51,11 +52,12 @@ def run_pairs(
     device=CPU,
     prefetch=2,
     on_bad=refuse,
+    whole=False,
 ):
     """(request, images) of each request; by default as pixels in 0..255."""
     return decode(
         iter(requests),
-        is_raw=bool(requests) and requests[0].images[0].ndim == 3,
+        decoder=Decoder(bool(requests) and requests[0].images[0].ndim == 3, whole),
         px=px,
         mean=mean,
         std=std,
@@ -177,9 +179,19 @@ def test_raw_pixels_give_what_a_lossless_image_gives(prefetch):
     assert torch.equal(encoded, raw)
 
 
+def test_a_window_out_of_the_whole_image_is_the_same():
+    """But for the outermost pixels, whose colours are shared with neighbours that a window alone does not decode."""
+    images = [jpeg(photo(n, n % 5, 90 + n, 130)) for n in range(8)]
+    boxes = [(n, 3 * n, 64, 64) for n in range(8)]
+    asked = request(images, boxes, flip=[n % 2 for n in range(8)])
+    (window,), (whole,) = run(asked, px=64), run(asked, px=64, whole=True)
+    assert (whole - window)[:, :, 1:-1, 1:-1].abs().max() <= 2
+    assert (whole - window).abs().mean() < 0.5
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("form", [request, raw_request])
-def test_the_gpu_gives_the_same_pixels(form):
+@pytest.mark.parametrize(("form", "whole"), [(request, False), (request, True), (raw_request, False)])
+def test_the_gpu_gives_the_same_pixels(form, whole):
     """Within the rounding of another inverse cosine transform and another enlargement of the colour planes; raw pixels
     within one level, but for the outermost rows and columns, where DALI repeats the border and PIL leaves it out."""
     images = [jpeg(photo(n, n % 5, 300 + n, 400)) for n in range(16)]
@@ -187,7 +199,7 @@ def test_the_gpu_gives_the_same_pixels(form):
     asked = form(images, boxes, flip=[n % 2 for n in range(16)])
     (cpu,) = run(asked, px=224)
     gpu = torch.device("cuda", torch.cuda.current_device())
-    (got,) = run(asked, px=224, device=gpu)
+    (got,) = run(asked, px=224, device=gpu, whole=whole)
     assert got.device == gpu
     difference = (got.cpu() - cpu).abs()
     assert difference.mean() < 1

@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, Resize
 
 from pipeline.data import dali
+from pipeline.data.dali import Decoder
 from pipeline.data.decode import render
 from pipeline.data.rendering import Rendering, resize
 from pipeline.linting.decode import Told
@@ -48,7 +49,7 @@ def test_pixels_are_those_of_torchvision(interpolation, antialias):
 def test_each_image_comes_in_each_rendering_with_its_own_sides(form):
     asked = form(IMAGES, [(0, 0, *sides) for sides in SIDES])
     options = {"device": CPU, "on_gpu": False, "threads": 2, "prefetch": 2, "bad": Told(refuse)}
-    pairs = list(render(iter([asked] * 3), is_raw=form is raw_request, renderings=BOTH, **options))
+    pairs = list(render(iter([asked] * 3), decoder=Decoder(form is raw_request), renderings=BOTH, **options))
     assert len(pairs) == 3
     for done, images in pairs:
         assert done is asked
@@ -64,7 +65,7 @@ def test_the_graph_for_gpus_gives_the_same_pixels(interpolation, antialias):
     torch's bicubic has another coefficient, -0.75 for -0.5, and is left out.)"""
     asked = raw_request(IMAGES, [(0, 0, *sides) for sides in SIDES])
     rendering = Rendering(48, interpolation, antialias)
-    graph = dali._renderings_graph(len(IMAGES), True, [rendering, Rendering(60)], None, 1, 1)
+    graph = dali._renderings_graph(len(IMAGES), Decoder(is_raw=True), [rendering, Rendering(60)], None, 1, 1)
     dali._feed_windows(graph, asked)
     for number, wanted in enumerate([rendering, Rendering(60)]):
         sizes = wanted.sizes(asked.windows.height, asked.windows.width)
@@ -81,7 +82,7 @@ def test_the_graph_for_gpus_gives_the_same_pixels(interpolation, antialias):
 @pytest.mark.parametrize("form", [request, raw_request])
 def test_the_gpu_gives_the_same_renderings(form):
     asked = form(IMAGES, [(0, 0, *sides) for sides in SIDES])
-    options = {"threads": 2, "prefetch": 2, "bad": Told(refuse), "is_raw": form is raw_request}
+    options = {"threads": 2, "prefetch": 2, "bad": Told(refuse), "decoder": Decoder(form is raw_request)}
     plain = [Rendering(48), Rendering(70, "bicubic")]
     (_, cpu), *_ = render(iter([asked]), renderings=plain, device=CPU, on_gpu=False, **options)
     gpu = torch.device("cuda", torch.cuda.current_device())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import alexnet as torchvision_alexnet
 
-from models.alexnet import AlexNet, AlexNet2012, response_norm
+from models.alexnet import AlexNet, AlexNet2012, ResponseNorm
 from tests.models.draws import require_drawn
 
 SMALL = {"num_classes": 10, "width": 0.125}
@@ -46,7 +46,7 @@ def test_2012_maps_have_the_papers_sizes():
 
 def test_2012_order_of_layers():
     kinds = [type(layer).__name__ for layer in AlexNet2012(**SMALL).features]
-    stage = ["Conv2d", "ReLU", "LocalResponseNorm", "MaxPool2d"]
+    stage = ["Conv2d", "ReLU", "ResponseNorm", "MaxPool2d"]
     assert kinds == [*stage * 2, *["Conv2d", "ReLU"] * 3, "MaxPool2d"]
 
 
@@ -81,7 +81,37 @@ def test_response_norm_is_the_papers_formula():
         low, high = max(0, channel - 2), min(11, channel + 2)
         squares = (maps[:, low : high + 1] ** 2).sum(dim=1)
         expected[:, channel] = maps[:, channel] / (2 + 1e-4 * squares) ** 0.75
-    torch.testing.assert_close(response_norm()(maps), expected)
+    torch.testing.assert_close(ResponseNorm(12).double()(maps), expected)
+
+
+def test_response_norm_has_torchs_values_and_gradients():
+    """nn.LocalResponseNorm divides alpha by the number of channels in the window, the paper does not."""
+    ours, theirs = ResponseNorm(24).double(), nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+    maps = 100 * torch.randn(2, 24, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    found, expected = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    outputs, wanted = ours(found), theirs(expected)
+    assert outputs.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(outputs, wanted)
+    slopes = torch.randn(maps.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    outputs.backward(slopes)
+    wanted.backward(slopes)
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_response_norm_keeps_bfloat16_in_autocast():
+    maps = torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(0)).mul(50).bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ResponseNorm(16)(maps)
+    assert found.dtype == torch.bfloat16
+    expected = ResponseNorm(16)(maps.detach().float())
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0)
+    found.sum().backward()
+    assert maps.grad.isfinite().all()
+
+
+def test_response_norm_has_nothing_to_save():
+    assert not ResponseNorm(8).state_dict()
 
 
 @pytest.mark.parametrize(("network", "places"), [(AlexNet2012, [2, 5]), (AlexNet, [0, 3])])
