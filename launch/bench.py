@@ -1,77 +1,181 @@
-"""Measure what this project claims; the tables are Markdown, the raw figures JSON. Rules: tests/benchmarks/README.md.
+"""Measure what this machine makes of this project: every part beside its limit. Rules: tests/benchmarks/README.md.
 
-python -m launch.bench loader --photos photos                                 # our data loader against its peers
-python -m launch.bench loader --photos photos --contestants ours,dali_reader --rounds 3
-python -m launch.bench startup                                                # start, memory and order at 1.28 M images
-python -m launch.bench evaluate --set data/photos/validation --model vgg16    # views against the network and decoding
+python -m launch.bench all --photos photos --json all.json --plot all.png    # the four parts below, one after another
+python -m launch.bench step                                    # the device's limits, a training step, DeepSpeed's price
+python -m launch.bench loader --photos photos                  # our data loader, its peers, decoding alone
+python -m launch.bench train --photos photos --model vgg16     # training from shards, its peers, both limits
+python -m launch.bench evaluate --set data/photos/validation   # views against the network and decoding
+python -m launch.bench startup                                 # start, memory and order at 1.28 M images
+
+On a GPU where there is one, else on the CPU. Tables are Markdown. --json writes all figures, --plot a picture.
 """
 
 import argparse
+import json
 import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from launch.command import run_command
 from pipeline.errors import UserError
 
 WORK = Path("data/bench")
+PARTS = ("step", "loader", "train", "evaluate")
+CORES = len(os.sched_getaffinity(0))
+
+
+# As launch/environment.sh sets them for training on a CPU; glibc reads them when a process starts.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
 def main() -> None:
-    args = _parser().parse_args()
-    if args.what == "startup":
-        from tests.benchmarks.startup import measure
+    args = vars(_parser().parse_args())
+    if not KEEP_MEMORY.keys() <= os.environ.keys():
+        command = [sys.executable, "-m", "launch.bench", *sys.argv[1:]]
+        os.execve(sys.executable, command, KEEP_MEMORY | os.environ)
+    what, to_json, plot = args.pop("what"), args.pop("json"), args.pop("plot")
+    wanted = {name: value for name, value in args.items() if value is not None}
+    if plot:
+        from tests.benchmarks.plot import require
 
-        if args.repeats < 1:
-            raise UserError(f"--repeats {args.repeats}: give 1 or more")
-        measure(args.work / "startup", args.repeats, args.out, _say)
+        require()
+    if what == "all":
+        _all(wanted, to_json, plot)
         return
+    from tests.benchmarks.loader import machine
+    from tests.benchmarks.rows import finish
 
-    wanted = {name: value for name, value in vars(args).items() if name != "what" and value is not None}
-    if args.what == "evaluate":
+    rows, facts = _measures(what)(wanted)
+    finish(rows, {what: facts}, machine(), to_json, plot, _say)
+
+
+def _measures(what: str) -> Callable[[dict[str, Any]], tuple[list, dict]]:
+    """The part of that name, as a function of what the command line asks for."""
+    if what == "startup":
+        from tests.benchmarks.startup import measure as startup
+
+        return lambda wanted: ([], startup(wanted["work"] / "startup", wanted["repeats"], _say))
+    if what == "step":
+        from tests.benchmarks.step import Steps
+        from tests.benchmarks.step import measure as step
+
+        return lambda wanted: step(Steps(**wanted), _say)
+    if what == "evaluate":
         from tests.benchmarks.evaluation import Race
-        from tests.benchmarks.evaluation import measure as measure_views
+        from tests.benchmarks.evaluation import measure as views
 
-        measure_views(Race(**wanted), _say)
-        return
-
+        return lambda wanted: views(Race(**wanted), _say)
     from tests.benchmarks.loader import Contest, contest
 
-    contest(Contest(**wanted), _say)
+    return lambda wanted: contest(Contest(kind=what, **wanted), _say)
+
+
+def _all(wanted: dict[str, Any], to_json: Path | None, plot: Path | None) -> None:
+    """Every part in a process of its own, since each fills the device; what they measured is put together."""
+    from tests.benchmarks.loader import machine
+    from tests.benchmarks.rows import Row, finish
+
+    photos, work, networks = wanted["photos"], wanted["work"], wanted["networks"]
+    rounds = ["--rounds", str(wanted["rounds"])]
+    shared = [f"--photos={photos}", f"--work={work}", "--sizes=original", *rounds, f"--cores={wanted['cores']}"]
+    if "ffcv_python" in wanted:
+        shared.append(f"--ffcv-python={wanted['ffcv_python']}")
+    packed = work / "original" / "packed" / "train"  # which the loader's part makes
+    commands = [["step", f"--networks={','.join(networks)}", *rounds], ["loader", *shared]]
+    commands += [["train", *shared, f"--model={network}"] for network in networks]
+    commands += [["evaluate", f"--set={packed}", f"--model={network}", *rounds] for network in networks]
+    rows, parts = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, command in enumerate(commands):
+            _say(f"\n== {number + 1} of {len(commands)}: launch.bench {' '.join(command)}")
+            out = Path(folder) / "part.json"
+            done = subprocess.run([sys.executable, "-m", "launch.bench", *command, f"--json={out}"], check=False)
+            if done.returncode:
+                raise UserError(f"launch.bench {' '.join(command)} ended with exit code {done.returncode}, see above")
+            facts = json.loads(out.read_text())
+            parts[" ".join(command)] = facts["parts"]
+            for row in facts["rows"]:
+                rows.append(Row(row["part"], row["what"], row["rates"], row["limits"], row["unit"]))
+    finish(rows, parts, machine(), to_json, plot, _say)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="what", required=True, metavar="loader|startup|evaluate")
+    commands = parser.add_subparsers(dest="what", required=True, metavar=f"all|{'|'.join(PARTS)}|startup")
+    every = commands.add_parser("all", help="the four parts below, one after another")
+    step = commands.add_parser("step", help="the device's limits, a training step, and the step without DeepSpeed")
     loader = commands.add_parser("loader", help="images a second of our data loader and its peers, in turns")
-    loader.add_argument("--photos", type=Path, required=True, metavar="FOLDER", help="class folders, or train/ of them")
-    loader.add_argument("--sizes", type=_words, metavar="A,B", help="original, 500x375 (default: both)")
-    loader.add_argument("--contestants", type=_words, metavar="A,B,...", help="default: all")
-    loader.add_argument("--rounds", type=int, metavar="N", help="turns of each (default: 7)")
-    loader.add_argument("--images", type=int, metavar="N", help="a turn's images at least (default: 2000)")
-    loader.add_argument("--min-turn-s", type=float, metavar="S", help="a turn's length at least, about (default: 1)")
-    cores = len(os.sched_getaffinity(0))
-    loader.add_argument("--cores", type=int, default=cores, help=f"threads or workers (default: all, {cores})")
-    loader.add_argument("--ffcv-python", metavar="PATH", help="the Python that FFCV is installed in")
-    startup = commands.add_parser("startup", help="index, first batch, memory and order at 1.28 M images and more")
-    startup.add_argument("--repeats", type=int, default=5, metavar="N", help="of each measurement (default: 5)")
-    for command in (loader, startup):
-        command.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help=f"made sets (default: {WORK})")
+    train = commands.add_parser("train", help="images a second of training from shards, its peers and limits, in turns")
     evaluate = commands.add_parser("evaluate", help="images a second of each view, the network alone, decoding alone")
+    startup = commands.add_parser("startup", help="index, first batch, memory and order at 1.28 M images and more")
+
+    for command in (every, loader, train):
+        command.add_argument(
+            "--photos", type=Path, required=True, metavar="FOLDER", help="class folders, or train/ of them"
+        )
+        command.add_argument("--cores", type=int, default=CORES, help=f"threads or workers (default: all, {CORES})")
+        command.add_argument("--ffcv-python", metavar="PATH", help="the Python that FFCV is installed in")
+    for command in (loader, train):
+        command.add_argument("--sizes", type=_words, metavar="A,B", help="original, 500x375 (default: both)")
+        command.add_argument("--contestants", type=_words, metavar="A,B,...", help="default: all that can run here")
+        command.add_argument("--images", type=int, metavar="N", help="a turn's images at least (default: 2000)")
+        command.add_argument("--batch", type=int, metavar="N", help="images at once (default: 64)")
+        command.add_argument(
+            "--min-turn-s", type=float, metavar="S", help="a turn's length at least, about (default: 1)"
+        )
+    train.add_argument("--model", metavar="NAME", help="network, as model.name (default: alexnet)")
+
+    from_config = "networks, as model.name"
+    every.add_argument(
+        "--networks",
+        type=_words,
+        metavar="A,B",
+        default=("alexnet", "vgg16"),
+        help=f"{from_config} (default: alexnet,vgg16)",
+    )
+    step.add_argument(
+        "--networks", type=_words, metavar="A,B", help=f"{from_config} (default: alexnet_2012,alexnet,vgg16,vgg19)"
+    )
+    step.add_argument("--batches", type=_numbers, metavar="N,M", help="images at once (default: some for the device)")
+    step.add_argument("--min-turn-s", type=float, metavar="S", help="a turn's length at least, about (default: 1)")
+    step.add_argument("--compile", action="store_true", help="with train.compile too")
     evaluate.add_argument("--set", required=True, metavar="SET", help="a packed set")
     evaluate.add_argument("--model", metavar="NAME", help="network, as model.name (default: alexnet)")
     evaluate.add_argument("--views", type=_words, metavar="A,B", help="default: centre,ten,dense")
-    evaluate.add_argument("--rounds", type=int, metavar="N", help="turns of each (default: 5)")
     evaluate.add_argument("--images", type=int, metavar="N", help="a turn's images at most (default: 256)")
-    evaluate.add_argument("--bf16", action="store_true", help="bf16 autocast, as on a GPU by default")
-    for command in (loader, startup, evaluate):
-        command.add_argument("--out", type=Path, metavar="FILE", help="raw figures, as JSON")
+    evaluate.add_argument("--bf16", action="store_true", help="bf16 autocast on a CPU too; a GPU has it always")
+    startup.add_argument("--repeats", type=_count, default=5, metavar="N", help="of each measurement (default: 5)")
+
+    for command, rounds in ((every, 5), (step, 5), (loader, 7), (train, 7), (evaluate, 5)):
+        command.add_argument(
+            "--rounds", type=int, default=rounds, metavar="N", help=f"turns of each (default: {rounds})"
+        )
+    for command in (every, loader, train, startup):
+        command.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help=f"made sets (default: {WORK})")
+    for command in (every, step, loader, train, evaluate, startup):
+        command.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+        command.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the summary")
     return parser
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: give 1 or more")
+    return number
 
 
 def _say(line: str) -> None:

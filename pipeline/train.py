@@ -153,7 +153,7 @@ def _loop(
         )
         for group in stepper.engine.optimizer.param_groups:
             group["lr"] = lr
-        meter.add(*_take_step(stepper, batches, step, stop))
+        meter.add(*take_step(stepper, batches, step, stop))
 
         done = step + 1
         progress.step, progress.epoch = done, done / length.epoch
@@ -181,7 +181,7 @@ def _loop(
     journal.tell(f"score it with: python -m launch.evaluate {flight.run}{where}")
 
 
-def _take_step(
+def take_step(
     stepper: engine.Stepper, batches: Iterator[Batch], step: int, stop: StopRequest
 ) -> tuple[torch.Tensor, float]:
     """One optimizer step. Returns this rank's counts (see metrics.count) and the seconds it waited for data."""

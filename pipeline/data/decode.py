@@ -70,7 +70,7 @@ def render(
 def _moved(
     pairs: Iterator[tuple[Request, torch.Tensor]], device: torch.device
 ) -> Iterator[tuple[Request, torch.Tensor]]:
-    """Images on `device`. To a GPU they are copied while the CPU goes on, so their memory is held until that is done."""
+    """Images on `device`. To a GPU they are copied while the CPU goes on; their memory is held until that is done."""
     on_the_way: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
     for request, images in pairs:
         moved = images.to(device, non_blocking=True)

@@ -51,7 +51,9 @@ def decoded(images: Iterator[Stored], tell: Tell) -> Iterator[tuple[int, np.ndar
     """(row, uint8 [height, width, 3]) of encoded images. `tell` is given the rows that cannot be decoded, and why; they
     come as one grey pixel.
     """
-    for request, windows in dali.windows_on_cpu(_requests(images), threads=1, prefetch=1, bad=Told(tell)):
+    for request, windows in dali.windows_on_cpu(
+        _requests(images), decoder=dali.Decoder(is_raw=False), threads=1, prefetch=1, bad=Told(tell)
+    ):
         rows = request.ids[request.ids >= 0].tolist()
         yield from zip(rows, windows, strict=False)
 

@@ -5,12 +5,9 @@ another: the evaluation itself; the network alone, on as many crops (or whole im
 alone. Views rotate from round to round. Weights are random: time does not depend on them.
 """
 
-import json
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +22,10 @@ from pipeline.data.rendering import Rendering
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import ROWS_ON_CPU, ROWS_ON_GPU, Contender, evaluate
 from pipeline.runtime import Runtime, start
-from pipeline.versions import versions
 from pipeline.views import looks
-from tests.benchmarks.loader import machine
+from tests.benchmarks.rows import Row, spread
 
-OURS, FORWARD, DECODING = "ours", "forward", "decoding"
+OURS, FORWARD, DECODING = "ours", "network alone", "decoding alone"
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,6 @@ class Race:
     rounds: int = 5
     images: int = 256
     bf16: bool = False
-    out: Path | None = None
 
     def __post_init__(self) -> None:
         for flag, number in (("--rounds", self.rounds), ("--images", self.images)):
@@ -50,8 +45,8 @@ class Race:
                 raise UserError(f"{flag} {number}: give 1 or more")
 
 
-def measure(wanted: Race, say: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
-    """{view: {ours, forward, decoding: images/s of each round}}; the table is said, all of it written to `out`."""
+def measure(wanted: Race, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Any]]:
+    """The views' rows, and {view: {ours, forward, decoding: images/s of each round}} beside what was asked for."""
     config = parse(
         {"model": {"name": wanted.model}, "evaluation": {"views": list(wanted.views)}}, "launch.bench evaluate"
     )
@@ -68,10 +63,11 @@ def measure(wanted: Race, say: Callable[[str], None]) -> dict[str, dict[str, lis
                         rates[view].setdefault(name, []).append(len(index) / seconds)
             say(f"round {number} of {wanted.rounds}")
     say(f"\n{wanted.model}, {len(index)} images of {wanted.set}\n\n{table(rates, config)}\n")
-    if wanted.out:
-        facts = {"machine": machine(), "versions": versions(), "race": asdict(wanted), "images_per_s": rates}
-        wanted.out.write_text(json.dumps(facts, indent=1, default=str) + "\n")
-    return rates
+    rows = [
+        Row("evaluate", f"{wanted.model}: {view}", found[OURS], {name: found[name] for name in (FORWARD, DECODING)})
+        for view, found in rates.items()
+    ]
+    return rows, {"race": asdict(wanted), "images_per_s": rates}
 
 
 def table(rates: dict[str, dict[str, list[float]]], config: Config) -> str:
@@ -84,19 +80,15 @@ def table(rates: dict[str, dict[str, list[float]]], config: Config) -> str:
         ratios = [
             ours / min(limits) for ours, *limits in zip(found[OURS], found[FORWARD], found[DECODING], strict=True)
         ]
-        cells = [_spread(found[name], ",.1f") for name in (OURS, FORWARD, DECODING)]
+        cells = [spread(found[name], ",.1f") for name in (OURS, FORWARD, DECODING)]
         number = len(looks(view, config.data.scales()))
-        lines.append(f"| {view} | {number} | {' | '.join(cells)} | {_spread(ratios, '.2f')} |")
+        lines.append(f"| {view} | {number} | {' | '.join(cells)} | {spread(ratios, '.2f')} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:{form}} ({low:{form}}..{high:{form}})"
 
 
 def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runtime) -> dict[str, Callable[[], object]]:
     data = config.data
+    bf16 = wanted.bf16 or runtime.on_gpu
     network = build(wanted.model, 1000).eval().to(runtime.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = [look for look, _ in looks(view, data.scales())]
@@ -105,7 +97,7 @@ def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runti
     micro_batch = config.evaluation.micro_batch
 
     def ours() -> object:
-        how: dict[str, Any] = {"runtime": runtime, "micro_batch": micro_batch, "bf16": wanted.bf16}
+        how: dict[str, Any] = {"runtime": runtime, "micro_batch": micro_batch, "bf16": bf16}
         return evaluate([Contender(network, data, "square")], index, data, [view], **how)
 
     rows = ROWS_ON_GPU if runtime.on_gpu else ROWS_ON_CPU
@@ -116,7 +108,7 @@ def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runti
 
     @torch.inference_mode()
     def forward() -> None:
-        with torch.autocast(runtime.device.type, dtype=torch.bfloat16, enabled=wanted.bf16):
+        with torch.autocast(runtime.device.type, dtype=torch.bfloat16, enabled=bf16):
             for _ in range(-(-num_crops // rows)):
                 network(crops)
             for height, width in sizes:

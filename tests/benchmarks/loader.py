@@ -1,74 +1,112 @@
-"""`launch.bench loader`: the speed of our data loader against its peers, as ratios within one run.
+"""`launch.bench loader` and `launch.bench train`: our speed against our peers and our limits, as ratios within one run.
 
-In: a folder of photos. Out: one Markdown table a size of photos, and all turns as JSON. Rules: README.md.
+In: a folder of photos. Out: Markdown tables, one a size of photos, and all turns as JSON. Rules: README.md.
 """
 
-import json
 import os
 import platform
 import signal
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from models.build import check_name
 from pipeline.errors import UserError
+from tests.benchmarks.contest import Task, words
 from tests.benchmarks.prepare import ROOT, SIZES, NotPrepared, claim, class_folders, prepare
-from tests.benchmarks.rounds import CONTESTANTS, REFERENCE, Process, Result, race
+from tests.benchmarks.rounds import LOADERS, REFERENCE, TRAINERS, Contestant, Process, Result, race
+from tests.benchmarks.rows import Row
 
 MIN_TURN_S = 1.0
+FIELDS = {"loader": LOADERS, "train": TRAINERS}
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What the command line asks for."""
+    """What the command line asks for. `kind` is loader or train; `batch` images at once; `model` is what trainers
+    train."""
 
+    kind: str
     photos: Path
     work: Path
     sizes: tuple[str, ...] = SIZES
-    contestants: tuple[str, ...] = tuple(CONTESTANTS)
+    contestants: tuple[str, ...] = ()  # none: all that can run on this device
     rounds: int = 7
     images: int = 2000
     min_turn_s: float = MIN_TURN_S
     cores: int = 1
+    batch: int = 64
+    model: str = "alexnet"
     ffcv_python: str | None = None
-    out: Path | None = None
 
     def __post_init__(self) -> None:
         for flag, given, known in (
             ("--sizes", self.sizes, SIZES),
-            ("--contestants", self.contestants, tuple(CONTESTANTS)),
+            ("--contestants", self.contestants, tuple(FIELDS[self.kind])),
         ):
             for name in given:
                 if name not in known:
                     raise UserError(f"{flag}: there is no '{name}'. Choose among {', '.join(known)}")
-        for flag, number in (("--rounds", self.rounds), ("--images", self.images), ("--cores", self.cores)):
+        try:
+            check_name(self.model, {})
+        except ValueError as error:
+            raise UserError(f"--model {self.model}: {error}") from None
+        numbers = {"rounds": self.rounds, "images": self.images, "cores": self.cores, "batch": self.batch}
+        for name, number in numbers.items():
             if number < 1:
-                raise UserError(f"{flag} {number}: give 1 or more")
+                raise UserError(f"--{name} {number}: give 1 or more")
+
+    def field(self) -> dict[str, Contestant]:
+        """Who takes part: those asked for, else all that can run here."""
+        known = FIELDS[self.kind]
+        if self.contestants:
+            return {name: known[name] for name in self.contestants}
+        return {name: one for name, one in known.items() if device() == "cuda" or not one.gpu_alone}
 
 
-def contest(wanted: Contest, say: Callable[[str], None]) -> dict[str, dict[str, Result]]:
-    """Run it; the tables are said, the turns written to `out` and returned by size and contestant."""
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def contest(wanted: Contest, say: Callable[[str], None]) -> tuple[list[Row], dict]:
+    """Run it. The tables are said; returned are the rows of ours, and all turns by size and contestant."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped contestants must not outlive their driver
     images = class_folders(wanted.photos)
     claim(wanted.work, images)
-    results: dict[str, dict[str, Result]] = {}
+    rows: list[Row] = []
+    facts: dict[str, dict] = {}
     for size in wanted.sizes:
-        results[size] = _of_size(wanted, size, images, say)
-        say(f"\n{size}, {wanted.cores} cores, {wanted.rounds} rounds\n\n{table(results[size])}\n")
-        if wanted.out:
-            _write(wanted, results)
-    if not any(result.rates for of_size in results.values() for result in of_size.values()):
+        results = _of_size(wanted, size, images, say)
+        what = f"{wanted.model}, {size}" if wanted.kind == "train" else size
+        say(f"\n{what}, {wanted.cores} cores, batches of {wanted.batch}, {wanted.rounds} rounds\n\n{table(results)}\n")
+        facts[size] = {name: asdict(result) for name, result in results.items()}
+        rows += rows_of(wanted, what, results)
+    if not any(result["images"] for of_size in facts.values() for result in of_size.values()):
         raise UserError("no contestant could run; the table says why")
-    return results
+    return rows, {"contest": asdict(wanted), "results": facts}
+
+
+def rows_of(wanted: Contest, what: str, results: dict[str, Result]) -> list[Row]:
+    """Ours, in each form and way that ran, with the limits that ran."""
+    rows = []
+    for name, one in wanted.field().items():
+        result = results[name]
+        limits = {limit: results[limit].rates for limit in one.limits if limit in results and results[limit].complete}
+        if result.complete and limits:
+            rows.append(Row(wanted.kind, f"{what}: {name}", result.rates, limits))
+    return rows
 
 
 def environment(cores: int) -> dict[str, str]:
     """The same for all contestants: one thread to an operator, and memory kept as launch/environment.sh keeps it."""
     return os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
         "NUMBA_NUM_THREADS": str(cores),
         "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -81,8 +119,10 @@ def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None
     missing: dict[str, str] = {}
     logs = wanted.work / size / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    for name in wanted.contestants:
-        contestant = CONTESTANTS[name]
+    surroundings = environment(wanted.cores)
+    if wanted.kind == "train":  # the network's operators have all cores, as in training
+        surroundings["OMP_NUM_THREADS"] = str(wanted.cores)
+    for name, contestant in wanted.field().items():
         try:
             folder = prepare(contestant.form, size, images, wanted.work, wanted.ffcv_python, say)
         except NotPrepared as reason:
@@ -92,11 +132,11 @@ def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None
             missing[name] = "not installed: no --ffcv-python given"
             continue
         python = (contestant.in_ffcv and wanted.ffcv_python) or sys.executable
-        module = f"tests.benchmarks.loaders.{contestant.module}"
-        command = [python, "-m", module, "--folder", str(folder.absolute()), "--cores", str(wanted.cores)]
-        begin[name] = partial(Process, command, environment(wanted.cores), ROOT, logs / f"{name}.log")
+        task = Task(folder, wanted.cores, device(), wanted.batch, wanted.model, contestant.settings)
+        command = [python, "-m", f"tests.benchmarks.{contestant.module}", *words(task)]
+        begin[name] = partial(Process, command, surroundings, ROOT, logs / f"{wanted.kind}-{name}.log")
     raced = race(begin, wanted.rounds, wanted.images, wanted.min_turn_s, say)
-    return {name: raced.get(name) or Result(failed=missing[name]) for name in wanted.contestants}
+    return {name: raced.get(name) or Result(failed=missing[name]) for name in wanted.field()}
 
 
 def table(results: dict[str, Result]) -> str:
@@ -104,15 +144,15 @@ def table(results: dict[str, Result]) -> str:
     lines = ["| contestant | versions | images/s | min..max | times ours | min..max |", "|---|---|---|---|---|---|"]
     ours = results.get(REFERENCE, Result())
     for name, result in results.items():
-        if result.failed or not result.rates:
+        if not result.complete:
             lines.append(f"| {name} | {result.failed.replace('|', '/')} | | | | |")
             continue
         rates = result.rates
         cells = [f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}..{max(rates):,.0f}", "", ""]
-        if ours.rates and not ours.failed:
+        if ours.complete:
             ratios = [rate / our for rate, our in zip(rates, ours.rates, strict=True)]
             cells[2:] = [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}..{max(ratios):.2f}"]
-        note = " (limit)" if CONTESTANTS[name].is_limit else ""
+        note = " (limit)" if name.startswith("limit") else ""
         lines.append(f"| {name}{note} | {result.versions} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -124,14 +164,22 @@ def machine() -> dict[str, object]:
         "cpu": cpu.partition(":")[2].strip(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
+        "driver": _driver(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }
 
 
-def _write(wanted: Contest, results: dict[str, dict[str, Result]]) -> None:
-    assert wanted.out
-    turns = {size: {name: asdict(result) for name, result in found.items()} for size, found in results.items()}
-    facts = {"machine": machine(), "contest": asdict(wanted), "results": turns}
-    wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    wanted.out.write_text(json.dumps(facts, indent=1, default=str) + "\n")
+def _driver() -> str:
+    """Of the GPU, as nvidia-smi tells it."""
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return told.stdout.split("\n")[0].strip()

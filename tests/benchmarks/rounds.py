@@ -20,33 +20,70 @@ TURN_LIMIT_S = 600.0
 
 
 class Contestant(NamedTuple):
-    """The module in tests/benchmarks/loaders, the form of the photos that it reads, and whose Python runs it."""
+    """The module in tests/benchmarks, the form of the photos that it reads, its settings, and where it can run.
+
+    `limit` names the contestant that does only what this one cannot do without; of several the smallest counts.
+    """
 
     module: str
     form: str
+    settings: tuple[str, ...] = ()
     in_ffcv: bool = False
+    gpu_alone: bool = False
+    limits: tuple[str, ...] = ()
 
     @property
     def is_limit(self) -> bool:
-        return self.module.startswith("limit")
+        return ".limit" in self.module
 
 
 REFERENCE = "ours"
-CONTESTANTS = {
-    REFERENCE: Contestant("ours", "packed"),
-    "ours_short256": Contestant("ours", "packed_short256"),
-    "ours_raw256": Contestant("ours", "packed_raw256"),
-    "dali_reader": Contestant("dali_reader", "packed"),
-    "torchvision_folder": Contestant("torchvision_folder", "images"),
-    "torchvision_v2": Contestant("torchvision_v2", "images"),
-    "webdataset_torchvision": Contestant("webdataset_torchvision", "packed"),
-    "timm_loader": Contestant("timm_loader", "images"),
-    "ffcv_jpeg": Contestant("ffcv_loader", "ffcv_jpeg", in_ffcv=True),
-    "ffcv_raw": Contestant("ffcv_loader", "ffcv_raw", in_ffcv=True),
-    "limit_dali": Contestant("limit_dali", "images"),
-    "limit_simplejpeg": Contestant("limit_simplejpeg", "images"),
-    "limit_opencv": Contestant("limit_opencv", "images"),
-    "limit_torchvision": Contestant("limit_torchvision", "images"),
+HARDWARE_SHARES = (0, 50, 80, 100)  # percent; the default is 65
+
+
+def _ours(module: str, limits: Callable[[str], tuple[str, ...]]) -> dict[str, Contestant]:
+    """Ours in each storage form, and with each way of decoding that a GPU offers."""
+    forms = {"": "packed", "_short256": "packed_short256", "_raw256": "packed_raw256"}
+    found = {f"ours{end}": Contestant(module, form, limits=limits(end)) for end, form in forms.items()}
+    ways = {"whole": "data.decode_whole=true", "on_cpu": "data.decoder=cpu"}
+    ways |= {f"hardware{share}": f"data.hw_decoder_load={share / 100}" for share in HARDWARE_SHARES}
+    for end, setting in ways.items():
+        found[f"ours_{end}"] = Contestant(module, "packed", (setting,), gpu_alone=end != "whole", limits=limits(""))
+    return found
+
+
+_COMPILED = ("train.compile=true",)
+_DECODING = {
+    "limit_dali": Contestant("loaders.limit_dali", "packed"),
+    "limit_dali_whole": Contestant("loaders.limit_dali", "packed", ("data.decode_whole=true",)),
+    "limit_dali_short256": Contestant("loaders.limit_dali", "packed_short256"),
+    "limit_dali_raw256": Contestant("loaders.limit_dali", "packed_raw256", gpu_alone=True),
+}
+LOADERS = {
+    **_ours("loaders.ours", lambda end: (f"limit_dali{end}",)),
+    "dali_reader": Contestant("loaders.dali_reader", "packed"),
+    "torchvision_folder": Contestant("loaders.torchvision_folder", "images"),
+    "torchvision_v2": Contestant("loaders.torchvision_v2", "images"),
+    "webdataset_torchvision": Contestant("loaders.webdataset_torchvision", "packed"),
+    "timm_loader": Contestant("loaders.timm_loader", "images"),
+    "ffcv_jpeg": Contestant("loaders.ffcv_loader", "ffcv_jpeg", in_ffcv=True),
+    "ffcv_raw": Contestant("loaders.ffcv_loader", "ffcv_raw", in_ffcv=True),
+    **_DECODING,
+    "limit_simplejpeg": Contestant("loaders.limit_simplejpeg", "images"),
+    "limit_opencv": Contestant("loaders.limit_opencv", "images"),
+    "limit_torchvision": Contestant("loaders.limit_torchvision", "images"),
+}
+TRAINERS = {
+    **_ours("trainers.ours", lambda end: ("limit_step", f"limit_dali{end}")),
+    "torchvision_reference": Contestant("trainers.torchvision_reference", "images"),
+    "timm_train": Contestant("trainers.timm_train", "images"),
+    "dali_example": Contestant("trainers.dali_example", "packed"),
+    "ffcv_jpeg": Contestant("trainers.ffcv_train", "ffcv_jpeg", in_ffcv=True),
+    "ffcv_raw": Contestant("trainers.ffcv_train", "ffcv_raw", in_ffcv=True),
+    "ours_compiled": Contestant("trainers.ours", "packed", _COMPILED, limits=("limit_step_compiled", "limit_dali")),
+    "limit_step": Contestant("trainers.limit_step", "packed"),
+    "limit_step_compiled": Contestant("trainers.limit_step", "packed", _COMPILED),
+    **_DECODING,
 }
 
 
@@ -58,6 +95,10 @@ class Result:
     failed: str = ""
     images: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.images) and not self.failed
 
     @property
     def rates(self) -> list[float]:

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.index import VERSION
-from tests.benchmarks.loader import machine
 from tests.benchmarks.prepare import ROOT
 
 NUM_SAMPLES, NUM_CLASSES, PER_SHARD = 1_281_167, 1000, 1000
@@ -35,8 +34,8 @@ NUM_INDEXED = 10_000
 PHOTO_PX = ((500, 375), (375, 500), (500, 333), (333, 500), (500, 400), (400, 300), (640, 480), (500, 500))
 
 
-def measure(work: Path, repeats: int, out: Path | None, say: Callable[[str], None]) -> None:
-    """Make the sets, measure, say the table, write the figures to `out`."""
+def measure(work: Path, repeats: int, say: Callable[[str], None]) -> dict[str, object]:
+    """Make the sets, measure, say the table. All figures, a list each."""
     photos = drawn_photos()
     big = work / f"imagenet_sized_{VERSION}"
     if not (big / "manifest.json").exists():
@@ -62,9 +61,7 @@ def measure(work: Path, repeats: int, out: Path | None, say: Callable[[str], Non
     for _ in range(repeats):
         add(index_tars(source, work / "indexed"))
     say(f"\n{table(figures)}\n")
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"machine": machine(), "repeats": repeats, "figures": figures}, indent=1) + "\n")
+    return {"repeats": repeats, "figures": figures}
 
 
 def table(figures: dict[str, list[float]]) -> str:

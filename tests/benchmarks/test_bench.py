@@ -11,6 +11,7 @@ import pytest
 from conftest import jpeg, photo, refused
 
 from tests.benchmarks.rounds import Process, race
+from tests.benchmarks.rows import Row, table
 
 ROOT = Path(__file__).parents[2]
 # Answers as a contestant does; leaves in its second counted turn if told so.
@@ -45,14 +46,14 @@ def photos(tmp_path) -> Path:
 def test_ours_and_a_peer_take_turns_and_a_missing_one_is_told(photos, tmp_path):
     names = ["ours", "torchvision_folder", "ffcv_raw"]
     out = tmp_path / "loader.json"
-    words = ["--photos", str(photos), "--work", str(tmp_path / "work"), "--out", str(out), "--sizes", "original"]
+    words = ["--photos", str(photos), "--work", str(tmp_path / "work"), "--json", str(out), "--sizes", "original"]
     words += ["--contestants", ",".join(names), "--rounds", "2", "--images", "128", "--min-turn-s", "0", "--cores", "1"]
     done = bench("loader", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {line.split("|")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("| ")}
-    assert set(rows) == {"contestant", *names}
+    assert set(rows) == {"contestant", *names}  # without limits there is no summary
     assert "not installed" in rows["ffcv_raw"]
-    results = json.loads(out.read_text())["results"]["original"]
+    results = json.loads(out.read_text())["parts"]["loader"]["results"]["original"]
     for name in names[:2]:
         assert results[name]["failed"] == ""
         assert results[name]["images"] == [128, 128]
@@ -62,14 +63,73 @@ def test_ours_and_a_peer_take_turns_and_a_missing_one_is_told(photos, tmp_path):
 @pytest.mark.slow
 def test_views_are_raced_against_their_limits(held_out, tmp_path):
     out = tmp_path / "views.json"
-    words = ["--set", str(held_out), "--views", "centre,dense", "--images", "3", "--rounds", "2", "--out", str(out)]
+    words = ["--set", str(held_out), "--views", "centre,dense", "--images", "3", "--rounds", "2", "--json", str(out)]
     done = bench("evaluate", *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split("|")[1:3] for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert [[cell.strip() for cell in row] for row in rows[1:]] == [["centre", "1"], ["dense", "2"]]
-    for rates in json.loads(out.read_text())["images_per_s"].values():
-        assert set(rates) == {"ours", "forward", "decoding"}
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in done.stdout.splitlines() if line[:2] == "| "]
+    assert rows[1:3] == [["centre", "1"], ["dense", "2"]]
+    assert rows[3:] == [["part", "what"], ["evaluate", "alexnet: centre"], ["evaluate", "alexnet: dense"]]
+    facts = json.loads(out.read_text())
+    for rates in facts["parts"]["evaluate"]["images_per_s"].values():
+        assert set(rates) == {"ours", "network alone", "decoding alone"}
         assert all(len(turns) == 2 and min(turns) > 0 for turns in rates.values())
+
+
+@pytest.mark.slow
+def test_training_is_raced_against_its_limits_and_a_peer(photos, tmp_path):
+    names = ["ours", "torchvision_reference", "dali_example", "limit_step", "limit_dali"]
+    out, plot = tmp_path / "train.json", tmp_path / "train.png"
+    words = ["--photos", str(photos), "--work", str(tmp_path / "work"), "--json", str(out), "--sizes", "original"]
+    words += ["--contestants", ",".join(names), "--rounds", "2", "--images", "16", "--min-turn-s", "0", "--cores", "1"]
+    done = bench("train", *words, "--batch", "8", "--plot", str(plot))
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(out.read_text())
+    results = facts["parts"]["train"]["results"]["original"]
+    assert {name: result["failed"] for name, result in results.items()} == dict.fromkeys(names, "")
+    (row,) = facts["rows"]
+    assert (row["what"], set(row["limits"])) == ("alexnet, original: ours", {"limit_step", "limit_dali"})
+    assert row["bottleneck"] == "limit_step"  # AlexNet at 224 px on a CPU
+    assert len(row["rates"]) == 2
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_steps_are_measured_against_a_bare_loop(tmp_path):
+    out = tmp_path / "step.json"
+    words = ["--networks", "alexnet", "--batches", "2,3", "--rounds", "2", "--min-turn-s", "0", "--json", str(out)]
+    done = bench("step", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(out.read_text())
+    found = facts["parts"]["step"]["networks"]["alexnet"]
+    assert found["macs"] == 714_188_480  # as models.summary has it
+    assert set(found["rates"]) == {"2", "3"}
+    for rates in found["rates"].values():
+        assert set(rates) == {"matrix product", "memory copy", "ours", "bare loop"}
+        assert all(len(turns) == 2 and min(turns) > 0 for turns in rates.values())
+    assert [row["part"] for row in facts["rows"]] == ["step", "engine"]
+
+
+def test_a_row_is_a_share_of_its_smallest_limit():
+    row = Row("train", "ours", [8.0, 9.0, 10.0], {"step": [20.0, 10.0, 20.0], "decoding": [16.0, 18.0, 5.0]})
+    assert row.bottleneck == "decoding"
+    assert row.share == 9 / 16
+    assert row.ratios == [0.5, 0.9, 2.0]
+    assert table([row]).splitlines()[-1].endswith("| 0.56 | 0.90 (0.50..2.00) | decoding |")
+
+
+def test_a_picture_of_runs(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    points = [{"step": n, "epoch": n / 2, "train/top1_error": 1 / n} for n in (1, 2, 3)]
+    points += [{"step": 2, "epoch": 1.0, "eval/centre/top1_error": 0.4}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    picture = tmp_path / "curves.png"
+    command = [sys.executable, "-m", "tests.benchmarks.plot", "curves", str(run), str(picture)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    command[-2] = str(tmp_path)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert "is no run folder" in refused(ended)
 
 
 def test_one_that_ends_is_left_out_with_its_last_words(tmp_path):
@@ -92,5 +152,8 @@ def test_what_makes_no_sense_is_refused(photos, tmp_path):
     assert "is no folder" in refused(bench("loader", "--photos", str(tmp_path / "nothing")))
     assert "--images 0" in refused(bench("evaluate", "--set", str(photos), "--images", "0"))
     assert "'six' is no view" in refused(bench("evaluate", "--set", str(photos), "--views", "six"))
+    assert "there is no 'theirs'" in refused(bench("train", *given, "--contestants", "theirs"))
+    assert "unknown model 'alexnot'" in refused(bench("step", "--networks", "alexnot"))
+    assert "give 1 or more" in refused(bench("step", "--batches", "0"))
     (tmp_path / "empty").mkdir()
     assert "no class folders" in refused(bench("loader", "--photos", str(tmp_path / "empty")))

@@ -5,25 +5,24 @@ itself, once, at the start.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.contest import AREA, ASPECT, BATCH, CROP_PX, MEAN, SEED, STD, Entry, enter
+from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter
 
 PREFETCH = 2
 
 
-def start(folder: Path, cores: int) -> Entry:
+def start(task: Task) -> Entry:
     import torch
     from nvidia import dali
     from nvidia.dali import fn, pipeline_def, types
 
-    options: dict[str, Any] = {"device_id": None}  # its types do not know None: no GPU
+    options: dict[str, Any] = {"device_id": 0 if task.on_gpu else None}  # its types do not know None: no GPU
 
-    @pipeline_def(batch_size=BATCH, num_threads=cores, prefetch_queue_depth=PREFETCH, seed=SEED, **options)
+    @pipeline_def(batch_size=task.batch, num_threads=task.cores, prefetch_queue_depth=PREFETCH, seed=SEED, **options)
     def graph():
         encoded, labels = fn.readers.webdataset(
-            paths=[str(path) for path in sorted(folder.glob("*.tar"))],
+            paths=[str(path) for path in sorted(task.folder.glob("*.tar"))],
             ext=["jpg;jpeg;png;webp", "cls"],
             random_shuffle=True,
             initial_fill=1000,
@@ -31,6 +30,7 @@ def start(folder: Path, cores: int) -> Entry:
         )
         images = fn.decoders.image_random_crop(
             encoded,
+            device="mixed" if task.on_gpu else "cpu",
             random_area=list(AREA),
             random_aspect_ratio=list(ASPECT),
             output_type=types.RGB,

@@ -1,14 +1,12 @@
 """FFCV over a .beton file, JPEG or raw, in FFCV's own Python: crop, flip and normalisation compiled, RANDOM order, the
 file in the operating system's cache. NormalizeImage runs on all threads; the permuted view is not copied."""
 
-from pathlib import Path
-
-from tests.benchmarks.contest import AREA, ASPECT, BATCH, CROP_PX, MEAN, SEED, STD, Entry, enter, epoch_of, versions
+from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter, epoch_of, versions
 
 AHEAD = 3  # FFCV's default
 
 
-def start(file: Path, cores: int) -> Entry:
+def start(task: Task) -> Entry:
     import numpy as np
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -16,15 +14,15 @@ def start(file: Path, cores: int) -> Entry:
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 
     loader = Loader(
-        str(file),
-        batch_size=BATCH,
-        num_workers=cores,
+        str(task.folder),
+        batch_size=task.batch,
+        num_workers=task.cores,
         order=OrderOption.RANDOM,
         os_cache=True,
         drop_last=True,
         batches_ahead=AHEAD,
         seed=SEED,
-        indices=epoch_of(list(range(Reader(str(file)).num_samples))),
+        indices=epoch_of(list(range(Reader(str(task.folder)).num_samples))),
         pipelines={
             "image": [
                 RandomResizedCropRGBImageDecoder((CROP_PX, CROP_PX), AREA, ASPECT),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.contest import BATCH, SEED, Entry
+from tests.benchmarks.contest import SEED, Entry, Task
 
 NUM_PHOTOS = 4096  # at most; they are held in memory
 AHEAD = 2
@@ -23,17 +23,17 @@ def photos(folder: Path) -> list[bytes]:
     return [paths[number].read_bytes() for number in chosen]
 
 
-def batches_of(num: int) -> Iterator[np.ndarray]:
+def batches_of(num: int, batch: int) -> Iterator[np.ndarray]:
     """Endless batches of numbers below `num`, shuffled."""
     rng = np.random.default_rng(SEED)
     while True:
-        yield rng.integers(0, num, BATCH)
+        yield rng.integers(0, num, batch)
 
 
-def pool(decode: Callable[[bytes], object], folder: Path, cores: int, versions: str) -> Entry:
-    """Every photo wholly decoded by one of `cores` threads."""
-    encoded = photos(folder)
-    threads = ThreadPoolExecutor(cores)
+def pool(decode: Callable[[bytes], object], task: Task, versions: str) -> Entry:
+    """Every photo wholly decoded by one of `task.cores` threads."""
+    encoded = photos(task.folder)
+    threads = ThreadPoolExecutor(task.cores)
 
     def part(numbers: np.ndarray) -> None:
         for number in numbers:
@@ -41,12 +41,12 @@ def pool(decode: Callable[[bytes], object], folder: Path, cores: int, versions: 
 
     def batches() -> Iterator[None]:
         waiting: deque[list[Future]] = deque()
-        for numbers in batches_of(len(encoded)):
+        for numbers in batches_of(len(encoded), task.batch):
             # Eight photos a task, so that the pool's own work hardly counts.
-            waiting.append([threads.submit(part, some) for some in np.split(numbers, BATCH // 8)])
+            waiting.append([threads.submit(part, some) for some in np.array_split(numbers, -(-task.batch // 8))])
             if len(waiting) > AHEAD:
-                for task in waiting.popleft():
-                    task.result()
+                for part_of in waiting.popleft():
+                    part_of.result()
                 yield None
 
     return Entry(batches(), AHEAD + 1, versions, makes_batches=False)

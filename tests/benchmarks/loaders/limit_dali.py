@@ -1,64 +1,59 @@
-"""The limit of DALI's decoder: the windows that ours would cut, decoded by N threads, from memory, and nothing else."""
+"""The limit of DALI's decoder: our windows of our set decoded (of raw pixels: copied and cut), and nothing else.
 
-import io
-from collections.abc import Iterator
-from pathlib import Path
+Requests are made beforehand and taken again and again; the graph has the decoder's node of pipeline/data/dali.py alone.
+"""
+
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
+import torch
 
-from tests.benchmarks.contest import AREA, ASPECT, BATCH, SEED, Entry, enter
-from tests.benchmarks.loaders.limit import AHEAD, batches_of, photos
+from pipeline.data import dali as ours
+from pipeline.data.loader import train_requests
+from pipeline.data.order import rank_part
+from pipeline.data.source import Source
+from tests.benchmarks.contest import SEED, Entry, Task, enter
+from tests.benchmarks.loaders.ours import task_of
+
+NUM_REQUESTS = 32  # at most
 
 
-def start(folder: Path, cores: int) -> Entry:
+class NobodyBad:
+    """A limit has no place for bad images."""
+
+    def suspects(self, ids: np.ndarray) -> np.ndarray:
+        return np.zeros(len(ids), bool)
+
+    def add(self, ids: np.ndarray, reasons: list[str]) -> None:
+        raise ValueError(f"{len(ids)} photos cannot be decoded: {reasons[0]}")
+
+
+def start(task: Task) -> Entry:
     from nvidia import dali
-    from nvidia.dali import fn, pipeline_def, types
-    from PIL import Image
+    from nvidia.dali import pipeline_def
 
-    from pipeline.data.windows import inception
+    index, data, order = task_of(task)
+    decoder = ours.Decoder(index.is_raw, data.decode_whole, data.hw_decoder_load)
+    if index.is_raw and not task.on_gpu:
+        raise ValueError("there is nothing to decode, and no GPU to copy to")
+    steps = range(NUM_REQUESTS)
+    source = Source(index, data, steps, lambda step: rank_part(order.batch(step), 0, 1), order.batch)
+    requests = list(islice(train_requests(source, data, order, SEED, 1), NUM_REQUESTS))
+    options: dict[str, Any] = {"device_id": 0 if task.on_gpu else None}
 
-    encoded = photos(folder)
-    widths, heights = np.array([Image.open(io.BytesIO(photo)).size for photo in encoded]).T
-    views = [np.frombuffer(photo, np.uint8) for photo in encoded]
+    def build(rows: int, depth: int) -> Any:
+        @pipeline_def(batch_size=rows, num_threads=task.cores, prefetch_queue_depth=depth, seed=SEED, **options)
+        def graph():
+            return ours._windows(decoder, "mixed" if task.on_gpu else "cpu")
 
-    options: dict[str, Any] = {"device_id": None}  # its types do not know None: no GPU
+        return ours._built(graph)
 
-    @pipeline_def(batch_size=BATCH, num_threads=cores, prefetch_queue_depth=AHEAD, seed=SEED, **options)
-    def graph():
-        return fn.decoders.image_slice(
-            fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True),
-            fn.external_source(name="start", dtype=types.INT32, ndim=1),
-            fn.external_source(name="shape", dtype=types.INT32, ndim=1),
-            axis_names="HW",
-            normalized_anchor=False,
-            normalized_shape=False,
-            output_type=types.RGB,
-            adjust_orientation=False,
-        )
+    def stream() -> Any:
+        return torch.cuda.current_stream() if task.on_gpu else None
 
-    pipe = graph()
-    pipe.build()
-
-    def feed(epoch: int, numbers: np.ndarray) -> None:
-        seen = inception(heights[numbers], widths[numbers], numbers, SEED, epoch, area=AREA, aspect=ASPECT)
-        pipe.feed_input("encoded", [views[number] for number in numbers])
-        pipe.feed_input("start", np.stack([seen.top, seen.left], axis=1))
-        pipe.feed_input("shape", np.stack([seen.height, seen.width], axis=1))
-
-    def batches() -> Iterator[None]:
-        for count, numbers in enumerate(batches_of(len(encoded)), start=1):
-            feed(count, numbers)
-            if count == AHEAD:
-                pipe.schedule_run()  # the first call runs as many times as were fed
-            if count > AHEAD:
-                pipe.schedule_run()
-            if count >= AHEAD:
-                pipe.share_outputs()
-                pipe.release_outputs()
-                yield None
-
-    return Entry(batches(), AHEAD + 1, f"DALI {dali.__version__}", makes_batches=False)
+    batches = ours._run(cycle(requests), build, ours._feed_windows, data.prefetch, NobodyBad(), stream)
+    return Entry((None for _ in batches), data.prefetch + 1, f"DALI {dali.__version__}", makes_batches=False)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,19 @@
 """The limit of OpenCV (libjpeg-turbo): full decoding to BGR, N threads."""
 
-from pathlib import Path
-
 import numpy as np
 
-from tests.benchmarks.contest import Entry, enter
+from tests.benchmarks.contest import Entry, Task, enter
 from tests.benchmarks.loaders.limit import pool
 
 
-def start(folder: Path, cores: int) -> Entry:
+def start(task: Task) -> Entry:
     import cv2
 
     def decode(encoded: bytes) -> np.ndarray | None:
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)  # BGR, its own order
 
     cv2.setNumThreads(1)
-    return pool(decode, folder, cores, f"OpenCV {cv2.__version__}")
+    return pool(decode, task, f"OpenCV {cv2.__version__}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """The limit of simplejpeg (libjpeg-turbo): full decoding to RGB, N threads."""
 
-from pathlib import Path
-
-from tests.benchmarks.contest import Entry, enter, versions
+from tests.benchmarks.contest import Entry, Task, enter, versions
 from tests.benchmarks.loaders.limit import pool
 
 
-def start(folder: Path, cores: int) -> Entry:
+def start(task: Task) -> Entry:
     import simplejpeg
 
-    return pool(simplejpeg.decode_jpeg, folder, cores, versions("simplejpeg"))
+    return pool(simplejpeg.decode_jpeg, task, versions("simplejpeg"))
 
 
 if __name__ == "__main__":

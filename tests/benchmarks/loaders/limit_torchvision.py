@@ -1,19 +1,17 @@
 """The limit of torchvision.io.decode_jpeg (libjpeg-turbo): full decoding to RGB, N threads."""
 
-from pathlib import Path
-
-from tests.benchmarks.contest import Entry, enter, versions
+from tests.benchmarks.contest import Entry, Task, enter, versions
 from tests.benchmarks.loaders.limit import pool
 
 
-def start(folder: Path, cores: int) -> Entry:
+def start(task: Task) -> Entry:
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def decode(encoded: bytes) -> torch.Tensor:
         return decode_jpeg(torch.frombuffer(encoded, dtype=torch.uint8), mode=ImageReadMode.RGB)
 
-    return pool(decode, folder, cores, versions("torchvision"))
+    return pool(decode, task, versions("torchvision"))
 
 
 if __name__ == "__main__":

@@ -1,44 +1,59 @@
 """Ours: pipeline.data.loader over a packed set, in any storage form, as launch.train calls it."""
 
-from pathlib import Path
+import torch
 
-from tests.benchmarks.contest import AREA, ASPECT, BATCH, CROP_PX, MEAN, SEED, STD, Entry, enter, versions
+from pipeline.config import Config, Data, apply, parse
+from pipeline.data.index import Index, load
+from pipeline.data.loader import order_of
+from pipeline.data.order import Order
+from pipeline.runtime import Place
+from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, LR, MEAN, SEED, STD, Entry, Task, enter, versions
+
+ALONE = Place(rank=0, world=1, local_rank=0, local_world=1)
 
 
-def start(folder: Path, cores: int) -> Entry:
-    import torch
+def start(task: Task) -> Entry:
     from nvidia import dali
 
-    from pipeline.config import Data
-    from pipeline.data.index import load
-    from pipeline.data.loader import order_of, train_batches
-    from pipeline.runtime import Place
+    from pipeline.data.loader import train_batches
 
-    data = Data(
-        recipe="inception",
-        crop_px=CROP_PX,
-        area=AREA,
-        aspect=ASPECT,
-        pca_std=0,
-        mean=MEAN,
-        std=STD,
-        decoder="cpu",
-        threads=cores,
-    )
-    index = load(folder)
+    index, data, order = task_of(task)
     batches = train_batches(
         index,
         data,
-        order_of(index, data, BATCH, SEED),
+        order,
         SEED,
-        place=Place(rank=0, world=1, local_rank=0, local_world=1),
-        device=torch.device("cpu"),
+        place=ALONE,
+        device=torch.device(task.device),
         micro_steps=1,
         first_step=0,
         last_step=10**9,
     )
     ahead = 2 * data.prefetch + 2  # the decoder's and those that are being finished
     return Entry((batch.images for batch in batches), ahead, f"DALI {dali.__version__}, {versions('torch')}")
+
+
+def config_of(task: Task) -> Config:
+    """The agreed task as a config, changed by the task's own settings."""
+    data = {"recipe": "inception", "crop_px": CROP_PX, "area": AREA, "aspect": ASPECT, "pca_std": 0, "mean": MEAN}
+    data |= {"std": STD, "threads": task.cores, "train": str(task.folder)}
+    tree = {
+        "run": "none",
+        "seed": SEED,
+        "data": data,
+        "model": {"name": task.model},
+        "optimizer": {"lr": LR},
+        "train": {"global_batch": task.batch},
+    }
+    for word in task.settings:
+        apply(tree, word)
+    return parse(tree, "benchmark")
+
+
+def task_of(task: Task) -> tuple[Index, Data, Order]:
+    """The set, how it is read, and in which order."""
+    index, data = load(task.folder), config_of(task).data
+    return index, data, order_of(index, data, task.batch, SEED)
 
 
 if __name__ == "__main__":

@@ -3,25 +3,24 @@
 With its prefetcher, which on the CPU too was faster: the workers send uint8, and it normalises whole batches.
 """
 
-from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.contest import AREA, ASPECT, BATCH, CROP_PX, MEAN, STD, Entry, enter, epoch_of, versions
+from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
 
 PREFETCH = 2  # batches a worker: torch's default, which timm leaves as it is
 
 
-def start(folder: Path, cores: int) -> Entry:
+def start(task: Task) -> Entry:
     import torch
     from timm.data import create_dataset, create_loader
 
-    photos = create_dataset("", root=str(folder), split="train", is_training=True, batch_size=BATCH)
+    photos = create_dataset("", root=str(task.folder), split="train", is_training=True, batch_size=task.batch)
     photos.reader.samples = epoch_of(photos.reader.samples)
     no_colours: dict[str, Any] = {"color_jitter": None}  # its types do not know None
     loader = create_loader(
         photos,
         input_size=(3, CROP_PX, CROP_PX),
-        batch_size=BATCH,
+        batch_size=task.batch,
         is_training=True,
         scale=AREA,
         ratio=ASPECT,
@@ -29,14 +28,15 @@ def start(folder: Path, cores: int) -> Entry:
         interpolation="bilinear",
         mean=MEAN,
         std=STD,
-        num_workers=cores,
+        num_workers=task.cores,
         use_prefetcher=True,
         persistent_workers=True,
-        device=torch.device("cpu"),
+        device=torch.device(task.device),
+        pin_memory=task.on_gpu,
         **no_colours,
     )
     images = (images for _ in iter(int, 1) for images, _ in loader)
-    return Entry(images, cores * PREFETCH + 2, versions("timm", "torchvision"))
+    return Entry(images, task.cores * PREFETCH + 2, versions("timm", "torchvision"))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """torchvision as its references have it: ImageFolder, PIL, RandomResizedCrop, DataLoader processes."""
 
-from pathlib import Path
-
-from tests.benchmarks.contest import AREA, ASPECT, BATCH, CROP_PX, MEAN, STD, Entry, enter, epoch_of, versions
+from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
 
 PREFETCH = 2  # batches a worker
 
 
-def start(folder: Path, cores: int) -> Entry:
+def start(task: Task) -> Entry:
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -20,19 +18,20 @@ def start(folder: Path, cores: int) -> Entry:
             transforms.Normalize(MEAN, STD),
         ]
     )
-    photos = ImageFolder(str(folder), transform)
+    photos = ImageFolder(str(task.folder), transform)
     photos.samples = epoch_of(photos.samples)
     loader = DataLoader(
         photos,
-        BATCH,
+        task.batch,
         shuffle=True,
-        num_workers=cores,
+        num_workers=task.cores,
         prefetch_factor=PREFETCH,
         persistent_workers=True,
         drop_last=True,
+        pin_memory=task.on_gpu,
     )
     images = (images for _ in iter(int, 1) for images, _ in loader)
-    return Entry(images, cores * PREFETCH + 1, versions("torchvision", "torch", "pillow"))
+    return Entry(images, task.cores * PREFETCH + 1, versions("torchvision", "torch", "pillow"))
 
 
 if __name__ == "__main__":

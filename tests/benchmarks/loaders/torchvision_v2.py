@@ -1,13 +1,11 @@
 """torchvision's newer way: decode_image to a uint8 tensor, v2 transforms, DataLoader processes."""
 
-from pathlib import Path
-
-from tests.benchmarks.contest import AREA, ASPECT, BATCH, CROP_PX, MEAN, STD, Entry, enter, epoch_of, versions
+from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
 
 PREFETCH = 2  # batches a worker
 
 
-def start(folder: Path, cores: int) -> Entry:
+def start(task: Task) -> Entry:
     import torch
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
@@ -26,19 +24,20 @@ def start(folder: Path, cores: int) -> Entry:
     def decode(path: str) -> torch.Tensor:
         return decode_image(path, mode=ImageReadMode.RGB)
 
-    photos = ImageFolder(str(folder), transform, loader=decode)
+    photos = ImageFolder(str(task.folder), transform, loader=decode)
     photos.samples = epoch_of(photos.samples)
     loader = DataLoader(
         photos,
-        BATCH,
+        task.batch,
         shuffle=True,
-        num_workers=cores,
+        num_workers=task.cores,
         prefetch_factor=PREFETCH,
         persistent_workers=True,
         drop_last=True,
+        pin_memory=task.on_gpu,
     )
     images = (images for _ in iter(int, 1) for images, _ in loader)
-    return Entry(images, cores * PREFETCH + 1, versions("torchvision", "torch"))
+    return Entry(images, task.cores * PREFETCH + 1, versions("torchvision", "torch"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Pictures: the rows of a bench beside their limits, and the curves of runs.
+
+python -m tests.benchmarks.plot bars all.json all.png
+python -m tests.benchmarks.plot curves RUN [RUN ...] errors.png      # errors of training and evaluation by epoch
+
+In: the JSON of launch.bench; run folders, whose metrics.jsonl has every point that W&B has. Needs matplotlib.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.command import run_command
+from pipeline.errors import UserError
+from pipeline.journal import EPOCH, TRAIN_TOP1
+
+
+def require() -> None:
+    """Raises UserError without matplotlib."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise UserError("pictures need matplotlib: .venv/bin/pip install -c constraints.txt -e '.[plot]'") from None
+    matplotlib.use("Agg")  # no display
+
+
+def bars(rows: Sequence[dict], machine: dict, out: Path) -> None:
+    """A bar a row, as a share of its limit."""
+    require()
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.4 * len(rows)), layout="constrained")
+    places = range(len(rows))[::-1]
+    axes.barh(places, [row["share"] for row in rows], color="#4878a8")
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(places, [f"{row['part']}, {row['what']}" for row in rows])
+    for place, row in zip(places, rows, strict=True):
+        text = f"{statistics.median(row['rates']):,.4g} {row['unit']}, limit: {row['bottleneck']}"
+        axes.text(0.01, place, text, va="center", fontsize=8)
+    axes.set_xlabel("share of the smaller limit")
+    axes.set_title(f"{machine['gpu']}, {machine['cores']} cores of {machine['cpu']}", fontsize=9)
+    _save(figure, out)
+
+
+def curves(runs: Sequence[Path], out: Path) -> None:
+    """Top-1 errors by epoch: of training as a thin line, of each view as dots. UserError for a run without points."""
+    require()
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for number, run in enumerate(runs):
+        points = points_of(run)
+        keys = sorted({key for point in points for key in point if key.endswith("/top1_error")})
+        for key in keys:
+            found = [(point[EPOCH], 100 * point[key]) for point in points if point.get(key) is not None]
+            style = {"linewidth": 0.8} if key == TRAIN_TOP1 else {"linewidth": 1.5, "marker": "."}
+            axes.plot(*zip(*found, strict=True), color=f"C{number}", label=f"{run.resolve().name}: {key}", **style)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 error, %")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    _save(figure, out)
+
+
+def points_of(run: Path) -> list[dict]:
+    """The logged points of a run folder. UserError if there are none."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{run} is no run folder: it has no {path.name}")
+    points = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    if not points:
+        raise UserError(f"{path} has no points yet")
+    return points
+
+
+def _save(figure, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("bars", "curves"))
+    parser.add_argument("sources", nargs="+", type=Path, metavar="FILE|RUN")
+    parser.add_argument("out", type=Path, metavar="PICTURE.png")
+    args = parser.parse_args()
+    if args.what == "curves":
+        curves(args.sources, args.out)
+        return
+    facts = json.loads(args.sources[0].read_text())
+    bars(facts["rows"], facts["machine"], args.out)
+
+
+if __name__ == "__main__":
+    run_command(main)

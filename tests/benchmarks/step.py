@@ -1,0 +1,222 @@
+"""`launch.bench step`: what the device gives at most, what a training step makes of it, and what DeepSpeed costs.
+
+In: names of networks, sizes of batches. Out: Markdown tables and figures. In each round there are turns of the matrix
+product and the memory copy, then of each network and batch: our step through the engine, the same with torch.compile,
+and a bare PyTorch loop with the same network, optimizer and precision. All on one batch that stays on the device.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.build import build, check_name
+from models.summary import summarize
+from pipeline import engine, optim
+from pipeline.config import Config, parse
+from pipeline.errors import UserError
+from pipeline.runtime import Runtime, start
+from tests.benchmarks.contest import CROP_PX, LR
+from tests.benchmarks.rows import Row, spread
+from tests.benchmarks.trainers.limit_step import batch_on
+from tests.benchmarks.trainers.ours import NUM_CLASSES, steps
+
+NETWORKS = ("alexnet_2012", "alexnet", "vgg16", "vgg19")
+BATCHES_ON_GPU = {"alexnet": (128, 256, 512, 1024), "vgg": (32, 64, 128, 256)}
+BATCHES_ON_CPU = {"alexnet": (32,), "vgg": (4,)}
+MATRIX = {"cuda": 8192, "cpu": 2048}  # rows of square matrices
+COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
+BARE, OURS, COMPILED = "bare loop", "ours", "ours, compiled"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the command line asks for; without `batches`, what suits the device."""
+
+    networks: tuple[str, ...] = NETWORKS
+    batches: tuple[int, ...] = ()
+    rounds: int = 5
+    min_turn_s: float = 1.0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.networks:
+            try:
+                check_name(name, {})
+            except ValueError as error:
+                raise UserError(f"--networks {name}: {error}") from None
+        if self.rounds < 1 or min(self.batches, default=1) < 1:
+            raise UserError(f"--rounds {self.rounds}, --batches {self.batches}: give 1 or more")
+
+    def batches_of(self, network: str, on_gpu: bool) -> tuple[int, ...]:
+        usual = BATCHES_ON_GPU if on_gpu else BATCHES_ON_CPU
+        return self.batches or usual["vgg" if "vgg" in network else "alexnet"]
+
+
+@dataclass
+class Turn:
+    """One thing that is timed: `work()` does `amount` of `unit`; rates are amounts a second, one a round."""
+
+    work: Callable[[], object]
+    amount: float
+    times: int = 1  # calls a turn
+    rates: list[float] | None = None
+
+
+def measure(wanted: Steps, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of the best batch of each network, and all figures."""
+    rows: list[Row] = []
+    facts: dict[str, Any] = {"wanted": asdict(wanted), "networks": {}}
+    with start() as runtime:
+        precision = torch.bfloat16 if runtime.on_gpu else torch.float32
+        limits = {name: Turn(*what) for name, what in _limits(runtime.device, precision).items()}
+        for network in wanted.networks:
+            macs = sum(row.num_macs for row in summarize(build(network, NUM_CLASSES), CROP_PX))
+            found: dict[int, dict[str, list[float]]] = {}
+            for batch in wanted.batches_of(network, runtime.on_gpu):
+                try:
+                    turns = _turns(network, batch, wanted.compile, runtime)
+                    race = limits | turns
+                    _race(race, wanted, runtime)
+                except torch.OutOfMemoryError:
+                    say(f"{network}, {batch} images: no room on this device")
+                    continue
+                finally:
+                    turns = {}
+                    gc.collect()
+                    if runtime.on_gpu:
+                        torch.cuda.empty_cache()
+                found[batch] = {name: list(turn.rates or ()) for name, turn in race.items()}
+                say(f"{network}, {batch} images: done")
+            if not found:
+                continue
+            facts["networks"][network] = {"macs": macs, "rates": found}
+            say(f"\n{table(network, macs, found)}\n")
+            rows += rows_of(network, macs, found)
+    if not rows:
+        raise UserError("no network had room on this device. Give smaller --batches")
+    return rows, facts
+
+
+def rows_of(network: str, macs: int, found: dict[int, dict[str, list[float]]]) -> list[Row]:
+    """At the best batch size: the step's arithmetic against a matrix product's, and our step against the bare loop."""
+    batch = max(found, key=lambda size: statistics.median(found[size][OURS]))
+    of_best, rows = found[batch], []
+    for name in (OURS, COMPILED):
+        if name in of_best:
+            what, operations = f"{network}, {batch} images: {name}", [6 * macs * rate for rate in of_best[name]]
+            rows.append(Row("step", what, operations, {"matrix product": of_best["matrix product"]}, "FLOP/s"))
+    rows.append(Row("engine", f"{network}, {batch} images: {OURS}", of_best[OURS], {BARE: of_best[BARE]}))
+    return rows
+
+
+def table(network: str, macs: int, found: dict[int, dict[str, list[float]]]) -> str:
+    """Markdown: images/s, and the arithmetic that is: 6 FLOP a multiply-add, 2 forward and 4 backward."""
+    lines = [
+        f"| {network} | images/s | of the bare loop | TFLOP/s | of the matrix product | matrix TFLOP/s | copy GB/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for batch, rates in found.items():
+        product = spread([rate / 1e12 for rate in rates["matrix product"]], ".3g")
+        copy = spread([rate / 1e9 for rate in rates["memory copy"]], ".3g")
+        for name in (OURS, COMPILED, BARE):
+            if name not in rates:
+                continue
+            ratios = [rate / bare for rate, bare in zip(rates[name], rates[BARE], strict=True)]
+            shares = [6 * macs * rate / most for rate, most in zip(rates[name], rates["matrix product"], strict=True)]
+            cells = [spread(rates[name], ",.0f"), spread(ratios, ".3f")]
+            cells += [f"{6 * macs * statistics.median(rates[name]) / 1e12:.3g}", spread(shares, ".2f"), product, copy]
+            lines.append(f"| {batch} images, {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _limits(device: torch.device, precision: torch.dtype) -> dict[str, tuple[Callable[[], object], float]]:
+    """Matrix product in FLOP/s, memory copy in bytes/s (read and written), and to a GPU the copy from the host."""
+    side, size = MATRIX[device.type], COPY_BYTES[device.type]
+    left, right = (torch.randn(side, side, device=device).to(precision) for _ in range(2))
+    product = torch.empty_like(left)
+    source = torch.empty(size, dtype=torch.uint8, device=device).zero_()
+    target = torch.empty_like(source)
+    limits: dict[str, tuple[Callable[[], object], float]] = {
+        "matrix product": (lambda: torch.mm(left, right, out=product), 2.0 * side**3),
+        "memory copy": (lambda: target.copy_(source), 2.0 * size),
+    }
+    if device.type == "cuda":
+        host = torch.empty(size, dtype=torch.uint8).pin_memory()
+        limits["copy from the host"] = (lambda: target.copy_(host, non_blocking=True), float(size))
+    return limits
+
+
+def _turns(network: str, batch: int, compiled: bool, runtime: Runtime) -> dict[str, Turn]:
+    """A step of each kind."""
+    turns = {
+        BARE: Turn(_bare(network, batch, runtime), batch),
+        OURS: Turn(_ours(network, batch, False, runtime), batch),
+    }
+    if compiled:
+        turns[COMPILED] = Turn(_ours(network, batch, True, runtime), batch)
+    return turns
+
+
+def _config(network: str, batch: int, compiled: bool) -> Config:
+    train = {"global_batch": batch, "compile": compiled}
+    return parse({"model": {"name": network}, "optimizer": {"lr": LR}, "train": train}, "benchmark")
+
+
+def _ours(network: str, batch: int, compiled: bool, runtime: Runtime) -> Callable[[], object]:
+    config = _config(network, batch, compiled)
+    model = build(network, NUM_CLASSES).to(runtime.device).train()
+    built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
+    stepping = steps(engine.Stepper(built, config, runtime), repeat(batch_on(runtime.device, batch)))
+    return lambda: next(stepping)
+
+
+def _bare(network: str, batch: int, runtime: Runtime) -> Callable[[], object]:
+    """The same arithmetic without the engine, the counting of right answers, and the seeding of dropout."""
+    config = _config(network, batch, False)
+    model: nn.Module = build(network, NUM_CLASSES).to(runtime.device).train()
+    optimizer = optim.build(model, config.optimizer)
+    given = batch_on(runtime.device, batch)
+    bf16 = engine.uses_bf16(config, runtime.on_gpu)
+
+    def step() -> None:
+        with torch.autocast(runtime.device.type, dtype=torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(given.images).float(), given.labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _race(turns: dict[str, Turn], wanted: Steps, runtime: Runtime) -> None:
+    """Warm up, choose how many calls make a turn, then take turns in rotated order."""
+    for turn in turns.values():
+        turn.work()  # compiles, tunes
+        turn.rates, turn.times = [], 1
+        turn.times = max(1, round(wanted.min_turn_s / min(_seconds(turn, runtime) for _ in range(3))))
+    names = list(turns)
+    for number in range(wanted.rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            turn = turns[name]
+            assert turn.rates is not None
+            turn.rates.append(turn.times * turn.amount / _seconds(turn, runtime))
+
+
+def _seconds(turn: Turn, runtime: Runtime) -> float:
+    if runtime.on_gpu:
+        torch.cuda.synchronize(runtime.device)
+    begin = time.perf_counter()
+    for _ in range(turn.times):
+        turn.work()
+    if runtime.on_gpu:
+        torch.cuda.synchronize(runtime.device)
+    return time.perf_counter() - begin

@@ -1,0 +1,15 @@
+"""DALI's ResNet-50 example with the network exchanged: everything in DALI's graph, float16 with a GradScaler."""
+
+import torch
+
+from tests.benchmarks.contest import Entry, Task, enter
+from tests.benchmarks.loaders import dali_reader
+from tests.benchmarks.trainers.loop import over
+
+
+def start(task: Task) -> Entry:
+    return over(dali_reader.start(task), task, dtype=torch.float16, channels_last=True)
+
+
+if __name__ == "__main__":
+    enter(start)

@@ -1,0 +1,15 @@
+"""FFCV's ImageNet example with the network exchanged: float16 with a GradScaler, channels_last."""
+
+import torch
+
+from tests.benchmarks.contest import Entry, Task, enter
+from tests.benchmarks.loaders import ffcv_loader
+from tests.benchmarks.trainers.loop import over
+
+
+def start(task: Task) -> Entry:
+    return over(ffcv_loader.start(task), task, dtype=torch.float16, channels_last=True)
+
+
+if __name__ == "__main__":
+    enter(start)

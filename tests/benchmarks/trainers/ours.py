@@ -1,0 +1,66 @@
+"""Ours: the steps of pipeline.train over a packed set, in any storage form, through the DeepSpeed engine."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import count
+
+import torch
+
+from pipeline import engine, network, optim
+from pipeline.config import Config
+from pipeline.data.index import load
+from pipeline.data.loader import Batch, order_of, train_batches
+from pipeline.runtime import Runtime
+from pipeline.runtime import start as start_runtime
+from pipeline.train import take_step
+from tests.benchmarks.contest import SEED, Entry, Task, enter, versions
+from tests.benchmarks.loaders.ours import config_of
+
+NUM_CLASSES = 1000
+
+
+def start(task: Task) -> Entry:
+    config, runtime, stepper = stepper_of(task)
+    index = load(task.folder)
+    batches = train_batches(
+        index,
+        config.data,
+        order_of(index, config.data, task.batch, SEED),
+        SEED,
+        place=runtime,
+        device=runtime.device,
+        micro_steps=1,
+        first_step=0,
+        last_step=10**9,
+    )
+    return Entry(steps(stepper, batches), 2 * config.data.prefetch + 2, names(), makes_batches=False)
+
+
+def stepper_of(task: Task) -> tuple[Config, Runtime, engine.Stepper]:
+    """As pipeline.train builds it, for a process that lives as long as the contest."""
+    config = config_of(task)
+    runtime = start_runtime().__enter__()
+    model = network.build(config.model, config.data, NUM_CLASSES).to(runtime.device).train()
+    built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
+    return config, runtime, engine.Stepper(built, config, runtime)
+
+
+def steps(stepper: engine.Stepper, batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
+    """The counts of each step."""
+    for step in count():
+        counts, _ = take_step(stepper, batches, step, NeverStopped())  # type: ignore[arg-type]
+        yield counts
+
+
+class NeverStopped:
+    """In place of a StopRequest, which would catch the signals that end a benchmark."""
+
+    waiting = nullcontext
+
+
+def names() -> str:
+    return versions("torch", "deepspeed")
+
+
+if __name__ == "__main__":
+    enter(start)

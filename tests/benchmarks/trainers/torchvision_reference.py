@@ -1,0 +1,15 @@
+"""torchvision's references/classification/train.py with --amp: ImageFolder, DataLoader, float16 with a GradScaler."""
+
+import torch
+
+from tests.benchmarks.contest import Entry, Task, enter
+from tests.benchmarks.loaders import torchvision_folder
+from tests.benchmarks.trainers.loop import over
+
+
+def start(task: Task) -> Entry:
+    return over(torchvision_folder.start(task), task, dtype=torch.float16, channels_last=False)
+
+
+if __name__ == "__main__":
+    enter(start)
