@@ -8,7 +8,6 @@ reduced here, each as soon as it is there (BENCHMARKS.md).
 """
 
 import os
-import time
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import nn
 
 from pipeline.config import Config
 from pipeline.runtime import Runtime
+from pipeline.stopwatch import Stopwatch
 
 
 def deepspeed_config(config: Config, world: int, on_gpu: bool) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, ru
 
 
 class Stepper:
-    """Takes micro-batches to optimizer steps and tells how long the backward pass was over before gradients were
-    reduced.
+    """Takes micro-batches to optimizer steps. `communication` has the time in which only gradient reductions went on,
+    waiting for slower ranks included.
 
     Dropout draws from a generator that is seeded anew for each micro-step and rank, so a resumed run draws the masks of
     an uninterrupted one.
@@ -78,8 +78,7 @@ class Stepper:
         self.config = config
         self.runtime = runtime
         self._reductions: list[dist.Work] = []
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._seconds = 0.0
+        self.communication = Stopwatch(runtime.device)
         if runtime.world > 1:
             for parameter in engine.module.parameters():
                 if parameter.requires_grad:
@@ -97,7 +96,7 @@ class Stepper:
         smoothing = self.config.train.label_smoothing
         loss = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
         self.engine.backward(loss / len(labels))
-        self._wait_for_reductions()
+        self._finish_reductions()
         self.engine.step()
         return logits.detach()
 
@@ -114,34 +113,13 @@ class Stepper:
         assert work is not None
         self._reductions.append(work)
 
-    def _wait_for_reductions(self) -> None:
-        if not self._reductions:
-            return
-        if self.runtime.on_gpu:  # the GPU's queue waits, not this process
-            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            events[0].record()
-            self._finish()
-            events[1].record()
-            self._events.append(events)
-            return
-        start = time.perf_counter()
-        self._finish()
-        self._seconds += time.perf_counter() - start
-
-    def _finish(self) -> None:
-        for work in self._reductions:
-            work.wait()
-        self._reductions.clear()
-
-    def take_communication_s(self) -> float:
-        """Seconds since the last call in which nothing but gradient reductions went on, waiting for slower ranks
-        included. Waits for the GPU."""
-        if self.runtime.on_gpu:
-            torch.cuda.synchronize(self.runtime.device)
-            self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1e3
-            self._events.clear()
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+    def _finish_reductions(self) -> None:
+        """Go on with averaged gradients. On a GPU its queue waits, not this process."""
+        if self._reductions:
+            with self.communication:
+                for work in self._reductions:
+                    work.wait()
+            self._reductions.clear()
 
 
 def _seed_of(*numbers: int) -> int:

@@ -1,6 +1,6 @@
 """Counts and times of training between two logged points: loss, errors, images/s, and what a step waits for.
 
-In: counts and waits of each step. Out: a point in the journal, over all ranks, at each `log`.
+In: counts of each step, what stopwatches say. Out: a point in the journal, over all ranks, at each `log`.
 """
 
 import time
@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.journal import Journal
 from pipeline.metrics import score
 from pipeline.runtime import Runtime
+from pipeline.stopwatch import Stopwatch
 
 
 class Meter:
@@ -22,30 +23,32 @@ class Meter:
 
     def __init__(self, config: Config, runtime: Runtime, stepper: Stepper, journal: Journal):
         self.config, self.runtime, self.stepper, self.journal = config, runtime, stepper, journal
+        self.data_wait = Stopwatch(runtime.device)
         self._clear()
 
     def _clear(self) -> None:
         self.counts = torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
-        self.steps, self.wait_s, self.busy_s = 0, 0.0, 0.0
+        self.steps, self.busy_s = 0, 0.0
         self.skip_time()
 
     def skip_time(self) -> None:
         """Count no time from the last `add` to here: evaluations and checkpoints are not training."""
         self.since = time.perf_counter()
 
-    def add(self, counts: torch.Tensor, wait_s: float) -> None:
-        """One step is done: this rank's counts (see metrics.count), and the seconds it waited for data."""
+    def add(self, counts: torch.Tensor) -> None:
+        """One step is done: this rank's counts (see metrics.count)."""
         self.counts += counts
-        self.wait_s += wait_s
         self.steps += 1
         now = time.perf_counter()
         self.busy_s, self.since = self.busy_s + now - self.since, now
 
     def log(self, step: int, epoch: float, lr: float) -> None:
         """Reduce over ranks, log the point, begin anew. Raises UserError when the loss is no number any more."""
-        communication_s = self.stepper.take_communication_s()  # waits for the GPU, so the times below are whole
+        if self.runtime.on_gpu:  # so that the times are whole
+            torch.cuda.synchronize(self.runtime.device)
         self.busy_s += time.perf_counter() - self.since
-        times = torch.tensor([self.wait_s, communication_s], dtype=torch.float64, device=self.runtime.device)
+        waits = [self.data_wait.take_s(), self.stepper.communication.take_s()]
+        times = torch.tensor(waits, dtype=torch.float64, device=self.runtime.device)
         everything = torch.cat([self.counts, times])
         dist.all_reduce(everything)
         wait_s, communication_s = (everything[4:] / self.runtime.world / self.steps).tolist()

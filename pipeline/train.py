@@ -18,7 +18,7 @@ from pipeline.config import Config, dump
 from pipeline.console import Console
 from pipeline.data import quarantine
 from pipeline.data.index import QUARANTINE, Index
-from pipeline.data.loader import Batch, order_of, train_batches
+from pipeline.data.loader import Batch, decodes_on_gpu, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import Contender, evaluate, require_views
@@ -29,6 +29,7 @@ from pipeline.metrics import count
 from pipeline.preflight import Flight, num_classes
 from pipeline.runtime import Runtime, StopRequest, seed_everything
 from pipeline.schedule import learning_rate
+from pipeline.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> None:
     """Train from where the flight stands to the end of the config, or to a signal. Called by all ranks together."""
     run, index, progress = flight.run, flight.index, flight.progress
     _require_agreement(flight, runtime)
+    decodes_on_gpu(config.data, runtime.device)  # refuses a GPU that is not there
     order = order_of(index, config.data, config.train.global_batch, config.seed)
     length = length_of(config, order)
     stepper = _stepper(config, flight, runtime)
@@ -153,7 +155,7 @@ def _loop(
         )
         for group in stepper.engine.optimizer.param_groups:
             group["lr"] = lr
-        meter.add(*take_step(stepper, batches, step, stop))
+        meter.add(take_step(stepper, batches, step, stop, meter.data_wait))
 
         done = step + 1
         progress.step, progress.epoch = done, done / length.epoch
@@ -182,17 +184,16 @@ def _loop(
 
 
 def take_step(
-    stepper: engine.Stepper, batches: Iterator[Batch], step: int, stop: StopRequest
-) -> tuple[torch.Tensor, float]:
-    """One optimizer step. Returns this rank's counts (see metrics.count) and the seconds it waited for data."""
-    counts, wait_s = torch.zeros(4, dtype=torch.float64, device=stepper.runtime.device), 0.0
+    stepper: engine.Stepper, batches: Iterator[Batch], step: int, stop: StopRequest, data_wait: Stopwatch
+) -> torch.Tensor:
+    """One optimizer step. Returns this rank's counts (see metrics.count)."""
+    counts = torch.zeros(4, dtype=torch.float64, device=stepper.runtime.device)
     for micro_step in range(stepper.engine.gradient_accumulation_steps()):
-        with stop.waiting():
+        with stop.waiting(), data_wait:
             batch = next(batches)
         logits = stepper.micro_step(batch.images, batch.labels, step, micro_step)
         counts += count(logits.log_softmax(dim=1), batch.labels)
-        wait_s += batch.wait_s
-    return counts, wait_s
+    return counts
 
 
 def _evaluate(

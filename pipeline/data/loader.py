@@ -5,7 +5,6 @@ A batch is always full; rows that only pad it carry label -1 and id -1, so no ra
 """
 
 import os
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,18 +35,16 @@ class Rendered:
     images: list[list[torch.Tensor]]
     labels: torch.Tensor
     ids: np.ndarray
-    wait_s: float
 
 
 @dataclass(frozen=True)
 class Batch:
     """images float32 [n, 3, px, px]; ids int64 [n], -1 where a row is padding; labels int64 [n], -1
-    there and where an image could not be decoded; wait_s spent waiting."""
+    there and where an image could not be decoded."""
 
     images: torch.Tensor
     labels: torch.Tensor
     ids: np.ndarray
-    wait_s: float
 
 
 def order_of(index: Index, data: Data, global_batch: int, seed: int) -> Order:
@@ -97,7 +94,7 @@ def train_batches(
         antialias=data.antialias,
         **_how(source, data, place, device),
     )
-    return (Batch(*parts) for parts in _timed(decoded, source, device))
+    return (Batch(*parts) for parts in _labelled(decoded, source, device))
 
 
 def train_requests(source: Source, data: Data, order: Order, seed: int, micro_steps: int) -> Iterator[Request]:
@@ -141,7 +138,7 @@ def eval_batches(
         for _, ids in source.walk()
     )
     rendered = render(requests, renderings=renderings, **_how(source, data, place, device))
-    return (Rendered(*parts) for parts in _timed(rendered, source, device))
+    return (Rendered(*parts) for parts in _labelled(rendered, source, device))
 
 
 def window_recipe(index: Index, data: Data):
@@ -186,19 +183,13 @@ def _how(source: Source, data: Data, place: Place, device: torch.device) -> dict
     }
 
 
-def _timed(
+def _labelled(
     decoded: Generator[tuple[Request, Any], None, None], source: Source, device: torch.device
-) -> Iterator[tuple[Any, torch.Tensor, np.ndarray, float]]:
-    """(images, labels, ids, wait_s) of each batch."""
+) -> Iterator[tuple[Any, torch.Tensor, np.ndarray]]:
+    """(images, labels, ids) of each batch."""
     try:
-        while True:
-            start = time.perf_counter()
-            pair = next(decoded, None)
-            if pair is None:
-                return
-            request, images = pair
-            labels = torch.from_numpy(request.labels).to(device, non_blocking=True)
-            yield images, labels, request.ids, time.perf_counter() - start
+        for request, images in decoded:
+            yield images, torch.from_numpy(request.labels).to(device, non_blocking=True), request.ids
     finally:
         decoded.close()
         source.close()

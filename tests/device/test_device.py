@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,7 @@ from pipeline.data.index import QUARANTINE, load
 from pipeline.data.loader import Batch, order_of, train_batches
 from pipeline.evaluation.evaluate import Contender, evaluate
 from pipeline.runtime import Place, Runtime
-from pipeline.train import take_step
-from tests.benchmarks.trainers.ours import NeverStopped
+from tests.benchmarks.trainers.ours import steps as stepping
 from tests.conftest import write_set
 
 ROOT = Path(__file__).parents[2]
@@ -168,8 +168,7 @@ def losses(config: Config, where: Runtime, steps: int) -> list[float]:
     built = engine.build(model, optim.build(model, config.optimizer), config, where)
     stepper = engine.Stepper(built, config, where)
     given = batches(Path(config.data.train or ""), config.data, where.device, config.train.global_batch, steps)
-    found = [take_step(stepper, given, step, NeverStopped())[0] for step in range(steps)]  # type: ignore[arg-type]
-    return [float(counts[3] / counts[0]) for counts in found]
+    return [float(counts[3] / counts[0]) for counts in islice(stepping(stepper, given), steps)]
 
 
 def test_the_first_losses_in_bf16_are_those_in_fp32(started, photos):
@@ -220,8 +219,7 @@ def test_memory_does_not_grow_over_2000_steps(photos):
         )
         given = batches(photos, config.data, where.device, 20, 2000)
         used = {}
-        for step in range(2000):
-            take_step(stepper, given, step, NeverStopped())  # type: ignore[arg-type]
+        for step, _ in enumerate(islice(stepping(stepper, given), 2000)):
             if step in (400, 1999):
                 torch.cuda.synchronize()
                 free, total = torch.cuda.mem_get_info()  # DALI's memory is in it too

@@ -20,7 +20,7 @@ def batch_on(device: torch.device, rows: int) -> Batch:
     source = torch.Generator().manual_seed(SEED)
     images = torch.randn(rows, 3, CROP_PX, CROP_PX, generator=source).to(device)
     labels = torch.randint(0, NUM_CLASSES, (rows,), generator=source).to(device)
-    return Batch(images.contiguous(memory_format=torch.channels_last), labels, np.arange(rows), 0.0)
+    return Batch(images.contiguous(memory_format=torch.channels_last), labels, np.arange(rows))
 
 
 if __name__ == "__main__":

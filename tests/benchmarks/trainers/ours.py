@@ -12,6 +12,7 @@ from pipeline.data.index import load
 from pipeline.data.loader import Batch, order_of, train_batches
 from pipeline.runtime import Runtime
 from pipeline.runtime import start as start_runtime
+from pipeline.stopwatch import Stopwatch
 from pipeline.train import take_step
 from tests.benchmarks.contest import SEED, Entry, Task, enter, versions
 from tests.benchmarks.loaders.ours import config_of
@@ -47,9 +48,9 @@ def stepper_of(task: Task) -> tuple[Config, Runtime, engine.Stepper]:
 
 def steps(stepper: engine.Stepper, batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
     """The counts of each step."""
+    data_wait = Stopwatch(stepper.runtime.device)
     for step in count():
-        counts, _ = take_step(stepper, batches, step, NeverStopped())  # type: ignore[arg-type]
-        yield counts
+        yield take_step(stepper, batches, step, NeverStopped(), data_wait)  # type: ignore[arg-type]
 
 
 class NeverStopped:
