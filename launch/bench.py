@@ -76,10 +76,12 @@ def _measures(what: str) -> Callable[[dict[str, Any]], tuple[list, dict]]:
 
 def _all(wanted: dict[str, Any], to_json: Path | None, plot: Path | None) -> None:
     """Every part in a process of its own, since each fills the device; what they measured is put together."""
-    from tests.benchmarks.loader import machine
+    from tests.benchmarks.loader import device, machine
     from tests.benchmarks.rows import Row, finish
 
-    photos, work, networks = wanted["photos"], wanted["work"], wanted["networks"]
+    on_gpu = device() == "cuda"
+    networks = wanted.get("networks", ("alexnet", "vgg16") if on_gpu else ("alexnet",))
+    photos, work = wanted["photos"], wanted["work"]
     rounds = ["--rounds", str(wanted["rounds"])]
     shared = [f"--photos={photos}", f"--work={work}", "--sizes=original", *rounds, f"--cores={wanted['cores']}"]
     if "ffcv_python" in wanted:
@@ -87,7 +89,8 @@ def _all(wanted: dict[str, Any], to_json: Path | None, plot: Path | None) -> Non
     packed = work / "original" / "packed" / "train"  # which the loader's part makes
     commands = [["step", f"--networks={','.join(networks)}", *rounds], ["loader", *shared]]
     commands += [["train", *shared, f"--model={network}"] for network in networks]
-    commands += [["evaluate", f"--set={packed}", f"--model={network}", *rounds] for network in networks]
+    views = ["evaluate", f"--set={packed}", f"--images={2048 if on_gpu else 64}", *rounds]
+    commands += [[*views, f"--model={network}"] for network in networks]
     rows, parts = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for number, command in enumerate(commands):
@@ -124,8 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (loader, train):
         command.add_argument("--sizes", type=_words, metavar="A,B", help="original, 500x375 (default: both)")
         command.add_argument("--contestants", type=_words, metavar="A,B,...", help="default: all that can run here")
-        command.add_argument("--images", type=int, metavar="N", help="a turn's images at least (default: 2000)")
-        command.add_argument("--batch", type=int, metavar="N", help="images at once (default: 64)")
+        command.add_argument("--images", type=int, metavar="N", help="a turn's images at least (loader: 2000)")
+        command.add_argument("--batch", type=int, metavar="N", help="images at once (loader: 64; train: by the device)")
         command.add_argument(
             "--min-turn-s", type=float, metavar="S", help="a turn's length at least, about (default: 1)"
         )
@@ -133,11 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     from_config = "networks, as model.name"
     every.add_argument(
-        "--networks",
-        type=_words,
-        metavar="A,B",
-        default=("alexnet", "vgg16"),
-        help=f"{from_config} (default: alexnet,vgg16)",
+        "--networks", type=_words, metavar="A,B", help=f"{from_config} (default: alexnet,vgg16; without a GPU alexnet)"
     )
     step.add_argument(
         "--networks", type=_words, metavar="A,B", help=f"{from_config} (default: alexnet_2012,alexnet,vgg16,vgg19)"

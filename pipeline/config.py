@@ -219,8 +219,8 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network, with fp32 weights; auto: bf16 autocast on a GPU, fp32 on a CPU."""
     compile: bool = False
-    """Let torch.compile fuse the network's operators, which takes half a minute at each start (`launch.bench step`
-    tries both)."""
+    """Let torch.compile fuse the network's operators, which takes half a minute at each start and draws other dropout
+    masks (`launch.bench step --compile` tells what it gains)."""
     log_every_steps: Positive = 50
     """Steps between logged points."""
     checkpoint_every_steps: Positive | None = None

@@ -208,15 +208,16 @@ def _evaluate(
     for buffer in model.buffers():  # batch normalisation's statistics differ by rank; a checkpoint holds rank 0's
         dist.broadcast(buffer, 0)
     model.eval()
-    scores = evaluate(
-        [Contender(model, config.data, config.evaluation.corners)],
-        validation,
-        config.data,
-        config.evaluation.views,
-        runtime=runtime,
-        micro_batch=config.evaluation.micro_batch,
-        bf16=engine.uses_bf16(config, runtime.on_gpu),
-    ).scores()
+    with torch.compiler.set_stance("force_eager"):  # train.compile is for training: other sizes would compile anew
+        scores = evaluate(
+            [Contender(model, config.data, config.evaluation.corners)],
+            validation,
+            config.data,
+            config.evaluation.views,
+            runtime=runtime,
+            micro_batch=config.evaluation.micro_batch,
+            bf16=engine.uses_bf16(config, runtime.on_gpu),
+        ).scores()
     model.train()
     error = scores[config.evaluation.views[0]].top1_error
     progress.errors.append(error)

@@ -24,13 +24,14 @@ from tests.benchmarks.rounds import LOADERS, REFERENCE, TRAINERS, Contestant, Pr
 from tests.benchmarks.rows import Row
 
 MIN_TURN_S = 1.0
+USUAL_BATCH = {"cuda": {"alexnet": 512, "vgg": 64}, "cpu": {"alexnet": 32, "vgg": 8}}
 FIELDS = {"loader": LOADERS, "train": TRAINERS}
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What the command line asks for. `kind` is loader or train; `batch` images at once; `model` is what trainers
-    train."""
+    """What the command line asks for. `kind` is loader or train; `model` is what trainers train. Of `images` a turn at
+    least, and `batch` images at once, None is what suits kind, model and device."""
 
     kind: str
     photos: Path
@@ -38,10 +39,10 @@ class Contest:
     sizes: tuple[str, ...] = SIZES
     contestants: tuple[str, ...] = ()  # none: all that can run on this device
     rounds: int = 7
-    images: int = 2000
+    images: int | None = None
     min_turn_s: float = MIN_TURN_S
     cores: int = 1
-    batch: int = 64
+    batch: int | None = None
     model: str = "alexnet"
     ffcv_python: str | None = None
 
@@ -57,10 +58,22 @@ class Contest:
             check_name(self.model, {})
         except ValueError as error:
             raise UserError(f"--model {self.model}: {error}") from None
-        numbers = {"rounds": self.rounds, "images": self.images, "cores": self.cores, "batch": self.batch}
-        for name, number in numbers.items():
-            if number < 1:
+        for name in ("rounds", "images", "cores", "batch"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
                 raise UserError(f"--{name} {number}: give 1 or more")
+
+    @property
+    def rows(self) -> int:
+        """Images at once."""
+        if self.kind == "loader":
+            return self.batch or 64
+        return self.batch or USUAL_BATCH[device()]["vgg" if "vgg" in self.model else "alexnet"]
+
+    @property
+    def least(self) -> int:
+        """Images a turn, at least. A turn of training is as long as `min_turn_s` says, VGG on a CPU being slow."""
+        return self.images or (2000 if self.kind == "loader" else self.rows)
 
     def field(self) -> dict[str, Contestant]:
         """Who takes part: those asked for, else all that can run here."""
@@ -84,7 +97,7 @@ def contest(wanted: Contest, say: Callable[[str], None]) -> tuple[list[Row], dic
     for size in wanted.sizes:
         results = _of_size(wanted, size, images, say)
         what = f"{wanted.model}, {size}" if wanted.kind == "train" else size
-        say(f"\n{what}, {wanted.cores} cores, batches of {wanted.batch}, {wanted.rounds} rounds\n\n{table(results)}\n")
+        say(f"\n{what}, {wanted.cores} cores, batches of {wanted.rows}, {wanted.rounds} rounds\n\n{table(results)}\n")
         facts[size] = {name: asdict(result) for name, result in results.items()}
         rows += rows_of(wanted, what, results)
     if not any(result["images"] for of_size in facts.values() for result in of_size.values()):
@@ -132,10 +145,10 @@ def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None
             missing[name] = "not installed: no --ffcv-python given"
             continue
         python = (contestant.in_ffcv and wanted.ffcv_python) or sys.executable
-        task = Task(folder, wanted.cores, device(), wanted.batch, wanted.model, contestant.settings)
+        task = Task(folder, wanted.cores, device(), wanted.rows, wanted.model, contestant.settings)
         command = [python, "-m", f"tests.benchmarks.{contestant.module}", *words(task)]
         begin[name] = partial(Process, command, surroundings, ROOT, logs / f"{wanted.kind}-{name}.log")
-    raced = race(begin, wanted.rounds, wanted.images, wanted.min_turn_s, say)
+    raced = race(begin, wanted.rounds, wanted.least, wanted.min_turn_s, say)
     return {name: raced.get(name) or Result(failed=missing[name]) for name in wanted.field()}
 
 
