@@ -131,7 +131,7 @@ def table(network: str, macs: int, found: dict[int, dict[str, list[float]]]) -> 
                 continue
             ratios = [rate / bare for rate, bare in zip(rates[name], rates[BARE], strict=True)]
             shares = [6 * macs * rate / most for rate, most in zip(rates[name], rates["matrix product"], strict=True)]
-            cells = [spread(rates[name], ",.0f"), spread(ratios, ".3f")]
+            cells = [spread(rates[name], ",.1f"), spread(ratios, ".3f")]
             cells += [f"{6 * macs * statistics.median(rates[name]) / 1e12:.3g}", spread(shares, ".2f"), product, copy]
             lines.append(f"| {batch} images, {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
