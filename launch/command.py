@@ -26,6 +26,8 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        if "RANK" in os.environ:
+            _leave(0)
     except (UserError, OSError) as mistake:
         if not is_told(mistake):
             raise
@@ -37,8 +39,7 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if "RANK" in os.environ:
             _leave_for_torchrun(error)
-            sys.stdout.flush()
-            os._exit(EXIT_CODE)  # threads of a process group that is not left in peace abort a process that ends slowly
+            _leave(EXIT_CODE)
         sys.exit(EXIT_CODE)
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
@@ -47,6 +48,14 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave(code: int) -> None:
+    """End at once. Threads of a gloo group now and then abort a process that ends slowly ("terminate called without an
+    active exception", in one of 25 runs under load), and torchrun would call a job failed that was done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _leave_for_torchrun(error: str) -> None:
