@@ -91,7 +91,9 @@ def finish(
         say(f"\n{table(rows)}\n")
     if to_json:
         write(to_json, machine, rows, parts)
-    if plot:
+    if plot and not rows:
+        say(f"{plot} is not drawn: nothing ran beside a limit of its own")
+    elif plot:
         from tests.benchmarks.plot import bars
 
         bars([row.facts() for row in rows], machine, plot)
