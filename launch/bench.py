@@ -13,6 +13,7 @@ On a GPU where there is one, else on the CPU. Tables are Markdown. --json writes
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,27 +23,29 @@ from typing import Any
 
 from launch.command import run_command
 from pipeline.errors import UserError
+from pipeline.evaluation.predictions import require_file
 
 WORK = Path("data/bench")
 PARTS = ("step", "loader", "train", "evaluate")
 CORES = len(os.sched_getaffinity(0))
-
-
 # As launch/environment.sh sets them for training on a CPU; glibc reads them when a process starts.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
 def main() -> None:
     args = vars(_parser().parse_args())
-    if not KEEP_MEMORY.keys() <= os.environ.keys():
+    if not shutil.which("nvidia-smi") and not KEEP_MEMORY.keys() <= os.environ.keys():
         command = [sys.executable, "-m", "launch.bench", *sys.argv[1:]]
         os.execve(sys.executable, command, KEEP_MEMORY | os.environ)
     what, to_json, plot = args.pop("what"), args.pop("json"), args.pop("plot")
     wanted = {name: value for name, value in args.items() if value is not None}
+    if to_json:
+        require_file("--json", to_json)
     if plot:
         from tests.benchmarks.plot import require
 
-        require()
+        require_file("--plot", plot)
+        require(plot)
     if what == "all":
         _all(wanted, to_json, plot)
         return
@@ -91,19 +94,24 @@ def _all(wanted: dict[str, Any], to_json: Path | None, plot: Path | None) -> Non
     commands += [["train", *shared, f"--model={network}"] for network in networks]
     views = ["evaluate", f"--set={packed}", f"--images={2048 if on_gpu else 64}", *rounds]
     commands += [[*views, f"--model={network}"] for network in networks]
-    rows, parts = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        for number, command in enumerate(commands):
-            _say(f"\n== {number + 1} of {len(commands)}: launch.bench {' '.join(command)}")
-            out = Path(folder) / "part.json"
-            done = subprocess.run([sys.executable, "-m", "launch.bench", *command, f"--json={out}"], check=False)
-            if done.returncode:
-                raise UserError(f"launch.bench {' '.join(command)} ended with exit code {done.returncode}, see above")
-            facts = json.loads(out.read_text())
-            parts[" ".join(command)] = facts["parts"]
-            for row in facts["rows"]:
-                rows.append(Row(row["part"], row["what"], row["rates"], row["limits"], row["unit"]))
-    finish(rows, parts, machine(), to_json, plot, _say)
+    rows, parts, failed = [], {}, []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for number, command in enumerate(commands):
+                _say(f"\n== {number + 1} of {len(commands)}: launch.bench {' '.join(command)}")
+                out = Path(folder) / f"{number}.json"
+                done = subprocess.run([sys.executable, "-m", "launch.bench", *command, f"--json={out}"], check=False)
+                if done.returncode:
+                    failed.append(f"launch.bench {' '.join(command)} (exit code {done.returncode})")
+                    continue
+                facts = json.loads(out.read_text())
+                parts[" ".join(command)] = facts["parts"]
+                for row in facts["rows"]:
+                    rows.append(Row(row["part"], row["what"], row["rates"], row["limits"], row["unit"]))
+    finally:  # what was measured is not lost with what was not
+        finish(rows, parts, machine(), to_json, plot, _say)
+    if failed:
+        raise UserError(f"these failed, see above; the rest is as asked for: {'; '.join(failed)}")
 
 
 def _parser() -> argparse.ArgumentParser:

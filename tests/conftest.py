@@ -5,6 +5,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -114,17 +115,29 @@ def make_set(tmp_path: Path) -> Callable[..., Path]:
     return lambda name, *args, **options: write_set(tmp_path / name, *args, **options)
 
 
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Runtime]:
-    """A group of one process, on the CPU. DeepSpeed keeps its groups, which the next module must not meet."""
+@contextmanager
+def group_on(device: torch.device) -> Iterator[Runtime]:
+    """A group of one process. DeepSpeed keeps its groups and its device, which the next one must not meet."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
+        if device.type == "cpu":
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("DS_ACCELERATOR", device.type)
         with runtime.start() as started:
+            assert started.device == device
             yield started
+    from deepspeed.accelerator import real_accelerator
     from deepspeed.utils import groups
 
     groups._release_process_group_references(group=None)
+    real_accelerator.ds_accelerator = None  # else DS_ACCELERATOR counts once in a process
     os.environ.pop("LOCAL_RANK", None)  # engine.build sets it for DeepSpeed
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Runtime]:
+    """A group of one process, on the CPU."""
+    with group_on(torch.device("cpu")) as started:
+        yield started
 
 
 def refused(ended: subprocess.CompletedProcess) -> str:

@@ -103,7 +103,8 @@ def renderings_on_gpu(
 
     for request, outputs in _held(requests, build, feed, prefetch, bad, device):
         rows = range(len(request.ids))
-        yield request, [[torch.from_dlpack(output[row]) for row in rows] for output in outputs]
+        wanted = outputs[: len(renderings)]  # not the images of a graph that has no rendering
+        yield request, [[torch.from_dlpack(output[row]) for row in rows] for output in wanted]
 
 
 def _held(
@@ -309,7 +310,7 @@ def _gpu_graph(
 def _renderings_graph(
     rows: int, decoder: Decoder, renderings: Sequence[Rendering], gpu: int | None, threads: int, depth: int
 ) -> Any:
-    """On the CPU if `gpu` is None, which tests use."""
+    """On the CPU if `gpu` is None, which tests use. Without renderings images are only decoded."""
     from nvidia.dali import fn, pipeline_def, types
 
     options: dict[str, Any] = {"device_id": gpu}
@@ -317,6 +318,8 @@ def _renderings_graph(
     @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, **options)
     def graph():
         images = _windows(decoder, device="cpu" if gpu is None else "mixed")
+        if not renderings:
+            return (images,)  # a graph must have an output
         sizes = [fn.external_source(name=f"size{n}", dtype=types.FLOAT, ndim=1) for n in range(len(renderings))]
         return tuple(
             fn.resize(images, size=size, **_filter(wanted.interpolation, wanted.antialias))

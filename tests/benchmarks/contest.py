@@ -84,7 +84,14 @@ def enter(start: Callable[[Task], Entry]) -> None:
         answer(failed=f"not installed: {missing}")
     except Exception as error:
         traceback.print_exc()
-        answer(failed=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        answer(failed=said(error))
+
+
+def said(error: Exception) -> str:
+    """What a table has room for; of an error that brings another process's traceback, what that ends with."""
+    text = str(error).strip()
+    text = text.splitlines()[-1] if "Traceback" in text else f"{type(error).__name__}: {text}"
+    return " ".join(text.split())[:300]
 
 
 def asked() -> Task:

@@ -19,10 +19,10 @@ from pipeline.config import Config, parse
 from pipeline.data.index import COLUMNS, Index, load
 from pipeline.data.loader import eval_batches
 from pipeline.data.rendering import Rendering
-from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import ROWS_ON_CPU, ROWS_ON_GPU, Contender, evaluate
 from pipeline.runtime import Runtime, start
 from pipeline.views import looks
+from tests.benchmarks.asked import require_count, require_network
 from tests.benchmarks.rows import Row, spread
 
 OURS, FORWARD, DECODING = "ours", "network alone", "decoding alone"
@@ -40,9 +40,9 @@ class Race:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        for flag, number in (("--rounds", self.rounds), ("--images", self.images)):
-            if number < 1:
-                raise UserError(f"{flag} {number}: give 1 or more")
+        require_network("--model", self.model)
+        require_count("--rounds", self.rounds)
+        require_count("--images", self.images)
 
 
 def measure(wanted: Race, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Any]]:

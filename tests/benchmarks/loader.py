@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from models.build import check_name
 from pipeline.errors import UserError
+from tests.benchmarks.asked import require_count, require_network
 from tests.benchmarks.contest import Task, words
 from tests.benchmarks.prepare import ROOT, SIZES, NotPrepared, claim, class_folders, prepare
 from tests.benchmarks.rounds import LOADERS, REFERENCE, TRAINERS, Contestant, Process, Result, race
@@ -54,14 +54,10 @@ class Contest:
             for name in given:
                 if name not in known:
                     raise UserError(f"{flag}: there is no '{name}'. Choose among {', '.join(known)}")
-        try:
-            check_name(self.model, {})
-        except ValueError as error:
-            raise UserError(f"--model {self.model}: {error}") from None
+        require_network("--model", self.model)
         for name in ("rounds", "images", "cores", "batch"):
             number = getattr(self, name)
-            if number is not None and number < 1:
-                raise UserError(f"--{name} {number}: give 1 or more")
+            require_count(f"--{name}", 1 if number is None else number)
 
     @property
     def rows(self) -> int:
@@ -117,13 +113,11 @@ def rows_of(wanted: Contest, what: str, results: dict[str, Result]) -> list[Row]
 
 
 def environment(cores: int) -> dict[str, str]:
-    """The same for all contestants: one thread to an operator, and memory kept as launch/environment.sh keeps it."""
+    """The same for all contestants: one thread to an operator."""
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
         "NUMBA_NUM_THREADS": str(cores),
-        "MALLOC_MMAP_THRESHOLD_": "4294967296",
-        "MALLOC_TRIM_THRESHOLD_": "17179869184",
     }
 
 
@@ -135,11 +129,16 @@ def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None
     surroundings = environment(wanted.cores)
     if wanted.kind == "train":  # the network's operators have all cores, as in training
         surroundings["OMP_NUM_THREADS"] = str(wanted.cores)
-    for name, contestant in wanted.field().items():
+    folders: dict[str, Path | NotPrepared] = {}
+    for form in {contestant.form: None for contestant in wanted.field().values()}:
         try:
-            folder = prepare(contestant.form, size, images, wanted.work, wanted.ffcv_python, say)
+            folders[form] = prepare(form, size, images, wanted.work, wanted.ffcv_python, say)
         except NotPrepared as reason:
-            missing[name] = str(reason)
+            folders[form] = reason
+    for name, contestant in wanted.field().items():
+        folder = folders[contestant.form]
+        if isinstance(folder, NotPrepared):
+            missing[name] = str(folder)
             continue
         if contestant.in_ffcv and wanted.ffcv_python is None:
             missing[name] = "not installed: no --ffcv-python given"

@@ -16,9 +16,13 @@ from launch.command import run_command
 from pipeline.errors import UserError
 from pipeline.journal import EPOCH, TRAIN_TOP1
 
+FORMS = (".png", ".svg", ".pdf")
 
-def require() -> None:
-    """Raises UserError without matplotlib."""
+
+def require(out: Path) -> None:
+    """Raises UserError without matplotlib, or for a name that is no picture's."""
+    if out.suffix not in FORMS:
+        raise UserError(f"{out} is no picture's name: end it in one of {', '.join(FORMS)}")
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -28,7 +32,7 @@ def require() -> None:
 
 def bars(rows: Sequence[dict], machine: dict, out: Path) -> None:
     """A bar a row, as a share of its limit."""
-    require()
+    require(out)
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 1 + 0.4 * len(rows)), layout="constrained")
@@ -46,7 +50,7 @@ def bars(rows: Sequence[dict], machine: dict, out: Path) -> None:
 
 def curves(runs: Sequence[Path], out: Path) -> None:
     """Top-1 errors by epoch: of training as a thin line, of each view as dots. UserError for a run without points."""
-    require()
+    require(out)
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")

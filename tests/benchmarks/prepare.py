@@ -72,9 +72,9 @@ def prepare(
     else:
         words = [ffcv_python, "-m", "tests.benchmarks.loaders.ffcv_write", str(images), str(out), FFCV_FORMS[form]]
     say(f"preparing {out}")
-    done = subprocess.run(
-        words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode or not out.exists():
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         raise NotPrepared(f"not prepared: {lines[-1]}")

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.build import build, check_name
+from models.build import build
 from models.summary import summarize
 from pipeline import engine, optim
 from pipeline.config import Config, parse
 from pipeline.errors import UserError
 from pipeline.runtime import Runtime, start
+from tests.benchmarks.asked import require_count, require_network
 from tests.benchmarks.contest import CROP_PX, LR
 from tests.benchmarks.rows import Row, spread
 from tests.benchmarks.trainers.limit_step import batch_on
@@ -48,12 +49,9 @@ class Steps:
 
     def __post_init__(self) -> None:
         for name in self.networks:
-            try:
-                check_name(name, {})
-            except ValueError as error:
-                raise UserError(f"--networks {name}: {error}") from None
-        if self.rounds < 1 or min(self.batches, default=1) < 1:
-            raise UserError(f"--rounds {self.rounds}, --batches {self.batches}: give 1 or more")
+            require_network("--networks", name)
+        require_count("--rounds", self.rounds)
+        require_count("--batches", *self.batches)
 
     def batches_of(self, network: str, on_gpu: bool) -> tuple[int, ...]:
         usual = BATCHES_ON_GPU if on_gpu else BATCHES_ON_CPU

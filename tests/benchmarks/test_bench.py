@@ -94,6 +94,19 @@ def test_training_is_raced_against_its_limits_and_a_peer(photos, tmp_path):
 
 
 @pytest.mark.slow
+def test_parts_that_fail_do_not_cost_the_others_figures(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "all.json"
+    (photos / "class").mkdir(parents=True)
+    (photos / "class" / "1.jpg").write_bytes(b"no JPEG")
+    words = ["--photos", str(photos), "--work", str(tmp_path / "work"), "--json", str(out), "--rounds", "1"]
+    done = bench("all", *words, "--networks", "alexnet", "--cores", "1")
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert [word in said for word in ("bench step", "bench loader", "bench train", "bench evaluate")] == [0, 1, 1, 1]
+    assert [row["part"] for row in json.loads(out.read_text())["rows"]] == ["step", "engine"]
+
+
+@pytest.mark.slow
 def test_steps_are_measured_against_a_bare_loop(tmp_path):
     out = tmp_path / "step.json"
     words = ["--networks", "alexnet", "--batches", "2,3", "--rounds", "2", "--min-turn-s", "0", "--json", str(out)]
@@ -154,6 +167,9 @@ def test_what_makes_no_sense_is_refused(photos, tmp_path):
     assert "'six' is no view" in refused(bench("evaluate", "--set", str(photos), "--views", "six"))
     assert "there is no 'theirs'" in refused(bench("train", *given, "--contestants", "theirs"))
     assert "unknown model 'alexnot'" in refused(bench("step", "--networks", "alexnot"))
-    assert "give 1 or more" in refused(bench("step", "--batches", "0"))
+    assert "--batches 0: give 1 or more" in refused(bench("step", "--batches", "4,0"))
+    assert "unknown model 'alexnot'" in refused(bench("evaluate", "--set", str(photos), "--model", "alexnot"))
+    assert f"--json {tmp_path}: no file can be written" in refused(bench("step", "--json", str(tmp_path)))
+    assert "is no picture's name" in refused(bench("all", *given, "--plot", str(tmp_path / "all.xyz")))
     (tmp_path / "empty").mkdir()
     assert "no class folders" in refused(bench("loader", "--photos", str(tmp_path / "empty")))

@@ -78,6 +78,16 @@ def test_the_graph_for_gpus_gives_the_same_pixels(interpolation, antialias):
         assert min(np.asarray(second[row]).shape[:2]) == 60
 
 
+def test_without_renderings_images_are_only_decoded():
+    asked = raw_request(IMAGES, [(0, 0, *sides) for sides in SIDES])
+    options = {"device": CPU, "on_gpu": False, "threads": 1, "prefetch": 1, "bad": Told(refuse)}
+    assert list(render(iter([asked]), decoder=Decoder(is_raw=True), renderings=[], **options)) == [(asked, [])]
+    graph = dali._renderings_graph(len(IMAGES), Decoder(is_raw=True), [], None, 1, 1)
+    dali._feed_windows(graph, asked)
+    (images,) = graph.run()
+    assert [np.asarray(images[row]).shape[:2] for row in range(len(SIDES))] == SIDES
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", [request, raw_request])
 def test_the_gpu_gives_the_same_renderings(form):
@@ -91,3 +101,4 @@ def test_the_gpu_gives_the_same_renderings(form):
             for image, wanted in zip(of_one, expected, strict=True):
                 assert image.device == gpu
                 assert (image.cpu().int() - wanted.int())[3:-3, 3:-3].abs().float().mean() < 1
+    assert list(render(iter([asked]), renderings=[], device=gpu, on_gpu=True, **options)) == [(asked, [])]

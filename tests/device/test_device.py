@@ -11,7 +11,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -20,15 +19,15 @@ import pytest
 import torch
 
 from models.build import build
-from pipeline import engine, network, optim, runtime
+from pipeline import engine, network, optim
 from pipeline.config import Config, Data, parse
 from pipeline.data import quarantine
 from pipeline.data.index import QUARANTINE, load
 from pipeline.data.loader import Batch, order_of, train_batches
 from pipeline.evaluation.evaluate import Contender, evaluate
-from pipeline.runtime import Place, Runtime
+from pipeline.runtime import Place, Runtime, seed_everything
 from tests.benchmarks.trainers.ours import steps as stepping
-from tests.conftest import write_set
+from tests.conftest import group_on, write_set
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = os.environ.get("TENCROP_PHOTOS")
@@ -36,22 +35,6 @@ NUM_PHOTOS = 1000
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda", 0), marks=pytest.mark.gpu)]
 CUDA = torch.device("cuda", 0)
-
-
-@contextmanager
-def group_on(device: torch.device) -> Iterator[Runtime]:
-    """A group of one process. DeepSpeed keeps its groups, which the next one must not meet."""
-    with pytest.MonkeyPatch.context() as patch:
-        if device == CPU:
-            patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setenv("DS_ACCELERATOR", "cpu" if device == CPU else "cuda")
-        with runtime.start() as started:
-            assert started.device == device
-            yield started
-    from deepspeed.utils import groups
-
-    groups._release_process_group_references(group=None)
-    os.environ.pop("LOCAL_RANK", None)  # engine.build sets it for DeepSpeed
 
 
 @pytest.fixture(params=DEVICES, ids=str)
@@ -163,7 +146,7 @@ def settings(folder: Path, **train: object) -> Config:
 
 def losses(config: Config, where: Runtime, steps: int) -> list[float]:
     """Training losses of the first steps."""
-    runtime.seed_everything(0)
+    seed_everything(0)
     model = network.build(config.model, config.data, 5).to(where.device).train()
     built = engine.build(model, optim.build(model, config.optimizer), config, where)
     stepper = engine.Stepper(built, config, where)
@@ -197,7 +180,7 @@ def test_the_first_losses_are_those_of_the_cpu(photos, tmp_path):
     with group_on(CUDA) as where:
         config = settings(photos, precision="fp32")
         gpu = losses(config.model_copy(update={"data": config.data.model_copy(update={"decoder": "cpu"})}), where, 20)
-        runtime.seed_everything(0)
+        seed_everything(0)
         model = network.build(config.model, config.data, 5).train()
         optimizer = optim.build(model, config.optimizer)
         for step, batch in enumerate(batches(photos, config.data, CPU, 20, 20)):
@@ -243,11 +226,9 @@ def test_scores_are_those_of_the_cpu(view, held_out):
     data, index = Data(crop_px=96, resize_px=110), load(held_out)
     found = {}
     for device in (CPU, CUDA):
-        where = Runtime(0, 1, 0, 1, device, None)
         contender = Contender(model.to(device), data, "square")
-        how = {"runtime": where, "micro_batch": 8, "bf16": False}
-        with group_on(CUDA):
-            found[device] = evaluate([contender], index, data, [view], **how)
+        with group_on(device) as where:
+            found[device] = evaluate([contender], index, data, [view], runtime=where, micro_batch=8, bf16=False)
     cpu, gpu = (found[device].scores()[view] for device in (CPU, CUDA))
     assert cpu.seen == gpu.seen
     assert gpu.loss == pytest.approx(cpu.loss, rel=2e-3)

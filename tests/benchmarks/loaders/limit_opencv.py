@@ -9,8 +9,11 @@ from tests.benchmarks.loaders.limit import pool
 def start(task: Task) -> Entry:
     import cv2
 
-    def decode(encoded: bytes) -> np.ndarray | None:
-        return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)  # BGR, its own order
+    def decode(encoded: bytes) -> np.ndarray:
+        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)  # BGR, its own order
+        if pixels is None:
+            raise ValueError("OpenCV could not decode an image")
+        return pixels
 
     cv2.setNumThreads(1)
     return pool(decode, task, f"OpenCV {cv2.__version__}")
