@@ -160,7 +160,7 @@ def table(results: dict[str, Result]) -> str:
             lines.append(f"| {name} | {result.failed.replace('|', '/')} | | | | |")
             continue
         rates = result.rates
-        cells = [f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}..{max(rates):,.0f}", "", ""]
+        cells = [_rate(statistics.median(rates)), f"{_rate(min(rates))}..{_rate(max(rates))}", "", ""]
         if ours.complete:
             ratios = [rate / our for rate, our in zip(rates, ours.rates, strict=True)]
             cells[2:] = [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}..{max(ratios):.2f}"]
@@ -181,6 +181,10 @@ def machine() -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _driver() -> str:
