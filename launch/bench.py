@@ -152,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--batches", type=_numbers, metavar="N,M", help="images at once (default: some for the device)")
     step.add_argument("--min-turn-s", type=float, metavar="S", help="a turn's length at least, about (default: 1)")
     step.add_argument("--compile", action="store_true", help="with train.compile too")
+    step.add_argument("--alternatives", action="store_true", help="with each choice of pipeline/engine.py undone, too")
     evaluate.add_argument("--set", required=True, metavar="SET", help="a packed set")
     evaluate.add_argument("--model", metavar="NAME", help="network, as model.name (default: alexnet)")
     evaluate.add_argument("--views", type=_words, metavar="A,B", help="default: centre,ten,dense")

@@ -70,9 +70,12 @@ def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int
 
 def load(engine: Any, folder: Path) -> None:
     """Bring the engine's weights and momentum back; called by all ranks, after `read` has found the files whole."""
+    from pipeline import optim
+
     loaded, _ = engine.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False)
     if loaded is None:
         raise UserError(f"{folder}: DeepSpeed found no state there. Remove this folder to start from an older one")
+    optim.settle(engine.optimizer)
 
 
 def find(source: Path, which: str = "latest") -> Path:

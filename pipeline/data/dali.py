@@ -39,6 +39,8 @@ class Decoder(NamedTuple):
     hw_load: float = 0.65
 
 
+MOST_HELD = 2  # batches that the GPU has not finished with
+
 Build = Callable[[int, int], Any]  # rows, depth -> graph
 Feed = Callable[[Any, Request], None]
 
@@ -113,7 +115,8 @@ def _held(
     """What `_run` yields, kept from being written again until the GPU has done what the caller asked of it.
 
     The default executor leaves a released buffer alone while someone holds it. When the caller lets go of it, kernels
-    that read it may be waiting yet.
+    that read it may be waiting yet. A process that runs ahead of its GPU waits here, so that no more than MOST_HELD
+    batches are kept.
     """
 
     def stream() -> Any:
@@ -125,8 +128,15 @@ def _held(
         done = torch.cuda.Event()
         done.record(stream())
         in_use.append((outputs, done))
-        while in_use and in_use[0][1].query():
-            in_use.popleft()
+        _release(in_use)
+
+
+def _release(in_use: deque[tuple[Any, Any]]) -> None:
+    """Let go of batches whose event has come, and wait for the oldest while there are more than MOST_HELD."""
+    while len(in_use) > MOST_HELD:
+        in_use.popleft()[1].synchronize()
+    while in_use and in_use[0][1].query():
+        in_use.popleft()
 
 
 def windows_on_cpu(
@@ -261,7 +271,8 @@ def _windows(decoder: Decoder, device: str) -> Any:
     encoded = fn.external_source(name="images", dtype=types.UINT8, ndim=1, no_copy=True)
     how: Any = {"device": device, "output_type": types.RGB, "adjust_orientation": False}
     if device == "mixed":
-        how["hw_decoder_load"] = decoder.hw_load
+        # Colour planes are enlarged as libjpeg-turbo, and so Pillow and the CPU path, do it.
+        how |= {"hw_decoder_load": decoder.hw_load, "jpeg_fancy_upsampling": True}
     if decoder.whole:
         return fn.slice(fn.decoders.image(encoded, **how), start, shape, **pixels)
     return fn.decoders.image_slice(encoded, start, shape, **pixels, **how)

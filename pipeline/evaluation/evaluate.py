@@ -74,8 +74,8 @@ def evaluate(
         found = [scorer.probabilities(images) for scorer in scorers]
         equal = [1 / len(found)] * len(found)
         averaged = [_mean([one[number] for one in found], equal) for number in range(len(views))]
-        ids = torch.from_numpy(batch.ids[rows]).to(runtime.device)
-        table.add(ids, batch.labels[torch.from_numpy(rows).to(runtime.device)] >= 0, averaged)
+        ids, places = (torch.from_numpy(of).to(runtime.device, non_blocking=True) for of in (batch.ids[rows], rows))
+        table.add(ids, batch.labels[places] >= 0, averaged)
     return table.reduced()
 
 

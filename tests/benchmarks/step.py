@@ -1,8 +1,9 @@
 """`launch.bench step`: what the device gives at most, what a training step makes of it, and what DeepSpeed costs.
 
 In: names of networks, sizes of batches. Out: Markdown tables and figures. In each round there are turns of the matrix
-product and the memory copy, then of each network and batch: our step through the engine, the same with torch.compile,
-and a bare PyTorch loop with the same network, optimizer and precision. All on one batch that stays on the device.
+product and the memory copy, then of each network and batch: our step through the engine, the same with torch.compile and
+with the engine's other choices undone, and a bare PyTorch loop with the same network, optimizer and precision. All on one
+batch that stays on the device.
 """
 
 import gc
@@ -37,6 +38,26 @@ COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
 BARE, OURS, COMPILED = "bare loop", "ours", "ours, compiled"
 
 
+def _compile_whole(engine: Any) -> None:
+    engine.module.compile()
+
+
+def _contiguous_weights(engine: Any) -> None:
+    engine.module.to(memory_format=torch.contiguous_format)
+
+
+def _throughput_timer(engine: Any) -> None:
+    engine.tput_timer.config.enabled = True
+
+
+# What pipeline.engine decides on a GPU, undone one at a time.
+ALTERNATIVES: dict[str, Callable[[Any], None]] = {
+    "ours, compiled as a whole": _compile_whole,
+    "ours, weights not channels_last": _contiguous_weights,
+    "ours, DeepSpeed's throughput timer on": _throughput_timer,
+}
+
+
 @dataclass(frozen=True)
 class Steps:
     """What the command line asks for; without `batches`, what suits the device."""
@@ -46,6 +67,7 @@ class Steps:
     rounds: int = 5
     min_turn_s: float = 1.0
     compile: bool = False
+    alternatives: bool = False
 
     def __post_init__(self) -> None:
         for name in self.networks:
@@ -80,7 +102,7 @@ def measure(wanted: Steps, say: Callable[[str], None]) -> tuple[list[Row], dict[
             found: dict[int, dict[str, list[float]]] = {}
             for batch in wanted.batches_of(network, runtime.on_gpu):
                 try:
-                    turns = _turns(network, batch, wanted.compile, runtime)
+                    turns = _turns(network, batch, wanted, runtime)
                     race = limits | turns
                     _race(race, wanted, runtime)
                 except torch.OutOfMemoryError:
@@ -124,9 +146,9 @@ def table(network: str, macs: int, found: dict[int, dict[str, list[float]]]) -> 
     for batch, rates in found.items():
         product = spread([rate / 1e12 for rate in rates["matrix product"]], ".3g")
         copy = spread([rate / 1e9 for rate in rates["memory copy"]], ".3g")
-        for name in (OURS, COMPILED, BARE):
-            if name not in rates:
-                continue
+        for name in rates:
+            if name not in (OURS, COMPILED, BARE, *ALTERNATIVES):
+                continue  # a limit
             ratios = [rate / bare for rate, bare in zip(rates[name], rates[BARE], strict=True)]
             shares = [6 * macs * rate / most for rate, most in zip(rates[name], rates["matrix product"], strict=True)]
             cells = [spread(rates[name], ",.1f"), spread(ratios, ".3f")]
@@ -166,14 +188,16 @@ def _product(side: int, device: torch.device, precision: torch.dtype) -> Callabl
     return convolve
 
 
-def _turns(network: str, batch: int, compiled: bool, runtime: Runtime) -> dict[str, Turn]:
+def _turns(network: str, batch: int, wanted: Steps, runtime: Runtime) -> dict[str, Turn]:
     """A step of each kind."""
     turns = {
-        BARE: Turn(_bare(network, batch, runtime), batch),
         OURS: Turn(_ours(network, batch, False, runtime), batch),
+        BARE: Turn(_bare(network, batch, runtime), batch),
     }
-    if compiled:
+    if wanted.compile:
         turns[COMPILED] = Turn(_ours(network, batch, True, runtime), batch)
+    for name, change in ALTERNATIVES.items() if wanted.alternatives else ():
+        turns[name] = Turn(_ours(network, batch, False, runtime, change), batch)
     return turns
 
 
@@ -182,10 +206,13 @@ def _config(network: str, batch: int, compiled: bool) -> Config:
     return parse({"model": {"name": network}, "optimizer": {"lr": LR}, "train": train}, "benchmark")
 
 
-def _ours(network: str, batch: int, compiled: bool, runtime: Runtime) -> Callable[[], object]:
+def _ours(
+    network: str, batch: int, compiled: bool, runtime: Runtime, change: Callable[[Any], None] = lambda engine: None
+) -> Callable[[], object]:
     config = _config(network, batch, compiled)
     model = build(network, NUM_CLASSES).to(runtime.device).train()
     built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
+    change(built)
     stepping = steps(engine.Stepper(built, config, runtime), repeat(batch_on(runtime.device, batch)))
     return lambda: next(stepping)
 
