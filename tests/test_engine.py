@@ -259,6 +259,80 @@ def test_one_process_reduces_nothing(alone, monkeypatch):
     assert stepper.communication.take_s() == 0
 
 
+# What a GPU asks for, as far as a CPU can show it
+
+
+def test_a_step_never_waits_for_the_device(alone, monkeypatch):
+    """DeepSpeed's throughput timer does, twice in each micro-step, unless it is turned off. It begins at the third."""
+    from deepspeed.accelerator import get_accelerator
+
+    stepper = stepper_of(network(), settle(), alone)
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: pytest.fail("waited"))
+
+    def train() -> None:
+        for step in range(5):
+            stepper.micro_step(*batch(step), step, 0)
+
+    train()
+    with torch.no_grad():
+        stepper.engine.module(batch(0)[0])  # evaluation calls the module, on which the engine's hooks stay
+    stepper.engine.tput_timer.config.enabled = True
+    with pytest.raises(pytest.fail.Exception, match="waited"):
+        train()
+
+
+def test_weights_momentum_and_gradients_are_channels_last(alone):
+    """After deepspeed.initialize; and training goes on as before, but for rounding."""
+    config, model = settle(optimizer={"lr": 0.1}), network()
+    stepper = stepper_of(model, config, alone)
+    engine.use_channels_last(stepper.engine.module)
+    for step in range(STEPS):
+        stepper.micro_step(*batch(step), step, 0)
+    weight = model[0].weight
+    momentum = stepper.engine.optimizer.state[weight]["momentum_buffer"]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    assert momentum.stride() == weight.stride()
+    for name, expected in after_plain_sgd(config).items():
+        torch.testing.assert_close(model.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_from_another_device_is_made_to_fit():
+    model = network()
+    optimizer = optim.build(model, settle().optimizer)
+    model(batch(0)[0]).sum().backward()
+    optimizer.step()
+    expected = {name: optimizer.state[weight]["momentum_buffer"].clone() for name, weight in model.named_parameters()}
+    for group in optimizer.param_groups:
+        group["fused"] = True  # as a checkpoint of a GPU says
+    model.to(memory_format=torch.channels_last)
+    optim.settle(optimizer)
+    assert [group["fused"] for group in optimizer.param_groups] == [False, False]
+    for name, weight in model.named_parameters():
+        momentum = optimizer.state[weight]["momentum_buffer"]
+        assert torch.equal(momentum, expected[name])
+        assert momentum.stride() == weight.stride()
+
+
+@pytest.mark.slow
+def test_gradients_of_a_compiled_part_are_there_before_the_others():
+    """A graph of the whole network would call all hooks at its end, and reductions would overlap with nothing."""
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.ReLU(), nn.Sequential(nn.Linear(8, 8)))
+    seen: list[str] = []
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: seen.append(name))
+    engine.compile_parts(model)
+    assert [part._compiled_call_impl is not None for part in (model, *model)] == [False, True, False, True]
+    features, relu, classifier = model
+    maps = features(torch.randn(4, 8))
+    maps.register_hook(lambda _: seen.append("the features' backward pass begins"))
+    classifier(relu(maps)).sum().backward()
+    assert set(seen[:2]) == {"2.0.weight", "2.0.bias"}
+    assert seen[2] == "the features' backward pass begins"
+
+
 # DeepSpeed's dictionary
 
 

@@ -1,9 +1,9 @@
-"""What a GPU's decoders make of torn files and of colour planes, beside the CPU's: python -m tests.benchmarks.decoding SET
+"""What a GPU makes of colour planes and of torn files, beside the CPU: python -m tests.benchmarks.decoding SET
 
-In: a packed set of JPEGs. Out: two Markdown tables. (1) How far pixels lie from the CPU's, in levels of 255, with colour
-planes enlarged as libjpeg-turbo does it and not, and images/s of both. (2) For each kind of damage and each
-`data.hw_decoder_load`, whether the row was lost, alone in its batch and amid 63 sound photos: the answer must not depend
-on the load or the neighbours. A file without any header comes last: amid others it can crash DALI 2.4.
+In: a packed set of JPEGs. Out: two Markdown tables. (1) How far pixels lie from the CPU's, in levels of 255, with
+colour planes enlarged as libjpeg-turbo does it and not, and images/s of both. (2) For each kind of damage and each
+`data.hw_decoder_load`, whether the row was lost, alone in its batch and amid 63 sound photos: the answer must not
+depend on the load or the neighbours. A file without any header comes last: amid others it can crash DALI 2.4.
 """
 
 import argparse

@@ -1,27 +1,28 @@
 #!/usr/bin/env bash
-# All that BENCHMARKS.md wants from a machine with a GPU. Meant to take 25 minutes on an H200, which nobody has timed yet;
-# nothing is downloaded.
+# All that BENCHMARKS.md wants from a machine with a GPU; nothing is downloaded.
 #
 #   PHOTOS=clothing.tar CIFAR=cifar10.tar.gz tests/benchmarks/gpu.sh OUT [PART ...]
 #
 #   OUT       folder for tables (PART.md), figures (*.json), pictures; what is made on the way goes to WORK
-#   PART      check step loader train evaluate learn; none: all of them, in this order
+#   PART      check first step loader train evaluate learn; none: all of them, in this order. Each takes less than nine
+#             minutes. `first` has the five measurements that decide how the rest is set
 #   PHOTOS    tar (or folder) of class folders in train/, validation/ and test/, or in the first two
 #   CIFAR     the same of CIFAR-10 in train/ and test/
 #   PACKAGES  folder of wheels, or of packages that are unpacked already, that this machine's Python lacks
-#   PYTHON    default python3; WORK default /tmp/tencrop; RUN_S seconds that each of the six runs of learn has (200)
+#   PYTHON    default python3; WORK default /tmp/tencrop; RUN_S seconds that each of the six runs of learn has (80)
+#   ROUNDS    turns of each contestant (3); CORES threads or workers of each (all)
 #
 # Every part can be run alone, if a machine is lent for minutes at a time. A part that fails does not stop the others; the
 # exit code tells. CPU=1 runs without a GPU, to try the script.
 set -uo pipefail
-if [ $# -lt 1 ]; then sed -n '2,15p' "$0" >&2; exit 2; fi
+if [ $# -lt 1 ]; then sed -n '2,18p' "$0" >&2; exit 2; fi
 OUT=$1; shift
-PARTS=${*:-check step loader train evaluate learn}
+PARTS=${*:-check first step loader train evaluate learn}
 for part in $PARTS; do
-  case $part in check | step | loader | train | evaluate | learn) ;; *) echo "error: there is no part $part" >&2; exit 2 ;; esac
+  case $part in check | first | step | loader | train | evaluate | learn) ;; *) echo "error: there is no part $part" >&2; exit 2 ;; esac
 done
 export PYTHON=${PYTHON:-python3} WANDB_MODE=offline
-WORK=${WORK:-/tmp/tencrop} RUN_S=${RUN_S:-200}
+WORK=${WORK:-/tmp/tencrop} RUN_S=${RUN_S:-80}
 mkdir -p "$OUT" "$WORK" || exit 2
 for name in OUT WORK PHOTOS CIFAR PACKAGES; do
   if [ -n "${!name:-}" ]; then path=$(realpath -e "${!name}") && declare "$name=$path" || exit 2; fi
@@ -45,9 +46,17 @@ for name in "torch torchvision nvidia.dali deepspeed webdataset pydantic yaml nu
         missing.append(f"{name} ({error})")
 if missing:
     sys.exit(f"error: this Python lacks {', '.join(missing)}. Put their wheels into a folder and name it: PACKAGES=...")
-import torch
-if not torch.cuda.is_available() and not sys.argv[1]:
-    sys.exit("error: no GPU here")
+import ctypes, torch
+if not sys.argv[1]:
+    if not torch.cuda.is_available():
+        sys.exit("error: torch sees no GPU here")
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version := ctypes.c_int()))
+    if version.value < 13000:
+        sys.exit(f"error: the driver knows CUDA {version.value / 1000:g}, and nvidia-dali-cuda130 needs 13.0")
+    from pathlib import Path
+    import nvidia
+    if not any(found for folder in nvidia.__path__ for found in Path(folder).rglob("libnvjpeg.so.13")):
+        sys.exit("error: there is no libnvjpeg.so.13 beside DALI, so that the CPU would decode: add the package nvidia-nvjpeg")
 from pipeline.versions import versions
 from tests.benchmarks.loader import machine
 facts = machine() | versions()
@@ -70,12 +79,29 @@ contest() { # PART NAME WORDS...
   local part=$1 name=$2 photos; shift 2
   photos=$(unpacked "${PHOTOS:?PHOTOS=... names the photos for this part}" photos) || return
   bench "$part" --photos "$photos" --work "$WORK/bench" --sizes original --rounds "${ROUNDS:-3}" \
-    --json "$OUT/$part-$name.json" "$@"
+    ${CORES:+--cores "$CORES"} --json "$OUT/$part-$name.json" "$@"
 }
 
 check() {
-  TENCROP_PHOTOS=$([ -f "${PHOTOS:-}" ] && echo "$PHOTOS") timeout 400 \
-    "$PYTHON" -m pytest -q -s -p no:cacheprovider tests/device tests/data/test_decode.py tests/data/test_rendering.py
+  local gpu_alone="-m gpu"; [ -n "${CPU:-}" ] && gpu_alone=
+  TENCROP_PHOTOS=$([ -f "${PHOTOS:-}" ] && echo "$PHOTOS") timeout 400 "$PYTHON" -m pytest -q -s -p no:cacheprovider \
+    $gpu_alone tests/device tests/data/test_decode.py tests/data/test_rendering.py tests/models/test_response_norm.py
+}
+first() { # what costs nothing if it fails comes last
+  local set failed=0; set=$(packed "${PHOTOS:?PHOTOS=... names the photos for this part}" photos) || return
+  local hardware=,ours_on_cpu,ours_hardware0,ours_hardware50,ours_hardware100
+  [ -n "${CPU:-}" ] && hardware=
+  "$PYTHON" -m tests.benchmarks.kernels --network alexnet_2012 --batch "${BATCHES:-128}" || failed=1
+  "$PYTHON" -m tests.benchmarks.kernels --network vgg16 --batch "${BATCHES:-64}" || failed=1
+  contest loader first --batch "${BATCHES:-256}" --contestants \
+    "ours,ours_raw256,ours_whole$hardware,limit_dali" || failed=1
+  for one in alexnet_2012:128 vgg16:64; do
+    bench step --networks "${one%:*}" --batches "${BATCHES:-${one#*:}}" --compile --alternatives --rounds "${ROUNDS:-3}" \
+      --min-turn-s 0.3 --json "$OUT/first-${one%:*}.json" || failed=1
+  done
+  "$PYTHON" -m tests.benchmarks.saving --network vgg16 --folder "$WORK" || failed=1
+  "$PYTHON" -m tests.benchmarks.decoding "$set/train" 2> "$WORK/decoding.log" || failed=1
+  return $failed
 }
 step() {
   bench step --rounds "${ROUNDS:-3}" --min-turn-s 0.4 ${BATCHES:+--batches $BATCHES} --json "$OUT/step.json" &&

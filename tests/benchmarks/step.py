@@ -1,9 +1,9 @@
 """`launch.bench step`: what the device gives at most, what a training step makes of it, and what DeepSpeed costs.
 
 In: names of networks, sizes of batches. Out: Markdown tables and figures. In each round there are turns of the matrix
-product and the memory copy, then of each network and batch: our step through the engine, the same with torch.compile and
-with the engine's other choices undone, and a bare PyTorch loop with the same network, optimizer and precision. All on one
-batch that stays on the device.
+product and the memory copy, then of each network and batch: our step through the engine, the same with torch.compile
+and with the engine's other choices undone, and a bare PyTorch loop with the same network, optimizer and precision. All
+on one batch that stays on the device.
 """
 
 import gc

@@ -4,6 +4,7 @@ On the CPU and, where there is one, on the GPU; from encoded images and from raw
 """
 
 import io
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.data import dali
 from pipeline.data.dali import Decoder
 from pipeline.data.decode import decode
 from pipeline.data.request import Request
@@ -206,6 +208,36 @@ def test_the_gpu_gives_the_same_pixels(form, whole):
     assert difference.max() < 16
     if form is raw_request:
         assert difference[:, :, 2:-2, 2:-2].max() <= 1
+
+
+class Event:
+    """A CUDA event that has come when the GPU has been waited for, or `comes` by itself."""
+
+    def __init__(self, comes: bool = False):
+        self.comes, self.waits = comes, 0
+
+    def query(self) -> bool:
+        return self.comes
+
+    def synchronize(self) -> None:
+        self.comes, self.waits = True, self.waits + 1
+
+
+def test_a_process_that_runs_ahead_of_its_gpu_holds_few_batches():
+    in_use, events = deque(), [Event() for _ in range(6)]
+    for number, event in enumerate(events):
+        in_use.append((number, event))
+        dali._release(in_use)
+        assert len(in_use) <= dali.MOST_HELD
+    assert [event.waits for event in events] == [1, 1, 1, 1, 0, 0]
+
+
+def test_batches_that_the_gpu_is_done_with_are_let_go_of_without_a_wait():
+    done, busy = Event(comes=True), Event()
+    in_use = deque([(0, done), (1, busy)])
+    dali._release(in_use)
+    assert [number for number, _ in in_use] == [1]
+    assert (done.waits, busy.waits) == (0, 0)
 
 
 GOOD = [jpeg(photo(n, n % 5, 40, 50)) for n in range(6)]

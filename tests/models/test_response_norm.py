@@ -1,5 +1,5 @@
-"""The GPU's kernels of response normalisation: on Triton's interpreter against nn.LocalResponseNorm, and as machine code
-of GPUs that are not here."""
+"""The GPU's kernels of response normalisation: on Triton's interpreter against nn.LocalResponseNorm, and compiled for
+GPUs that are not here."""
 
 import os
 import subprocess
