@@ -28,7 +28,7 @@ from models.build import build, known_names
 from models.dense import Dense
 from pipeline import engine, optim
 from pipeline.config import Config, Data, parse
-from pipeline.data.loader import Batch, Rendered
+from pipeline.data.loader import Batch, Rendered, _labelled
 from pipeline.data.rendering import Rendering
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.evaluate import Contender, evaluate
@@ -81,9 +81,10 @@ INDEX_PUT = (torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default
 
 @pytest.fixture
 def guard(monkeypatch) -> Iterator[Guard]:
-    """All tensors are fake while the test runs, and autocast takes a GPU to be there."""
+    """All tensors are fake while the test runs; autocast takes a GPU to be there, fake tensors leave one alone."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr(FakeTensorMode, "avoid_device_init", True)
     with FakeTensorMode(), Guard() as found:
         yield found
 
@@ -304,6 +305,14 @@ def test_every_kind_of_view_stays_on_the_gpu_and_reads_nothing_back(views, real,
     assert (table.rows.device, tuple(table.rows.shape)) == (CUDA, (9, 2 + 17 * len(views)))
 
 
+def test_labels_are_uploaded_without_waiting(guard):
+    asked: Any = SimpleNamespace(labels=np.arange(ROWS), ids=np.arange(ROWS))
+    decoded = ((asked, images) for images in torch.empty(2, ROWS, PX, PX, 3, device=CUDA))
+    source: Any = SimpleNamespace(close=lambda: None)
+    assert [labels.device for _, labels, _ in _labelled(decoded, source, CUDA)] == [CUDA] * 2
+    assert guard.uploads == [True] * 2
+
+
 # That the tests above can fail
 
 
@@ -350,7 +359,7 @@ def test_what_is_planted_in_evaluation_is_caught(plant, guard, monkeypatch):
 def test_a_constant_that_is_no_buffer_is_caught(guard):
     """`to` leaves it on the CPU."""
     network = network_of("alexnet_2012")
-    norm: Any = network.features[2]  # type: ignore[index]
+    norm: Any = network.features[2]
     norm.band = norm._buffers.pop("band")
     with pytest.raises(Waits, match="of the GPU and of the CPU"):
         step_once(on_gpu(network), settings())
