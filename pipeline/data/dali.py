@@ -296,15 +296,18 @@ def _gpu_graph(
     px: int,
     std: tuple[float, float, float],
     filter: tuple[str, bool],
-    gpu: int,
+    gpu: int | None,
     threads: int,
     depth: int,
 ) -> Any:
+    """On the CPU if `gpu` is None, which tests use."""
     from nvidia.dali import fn, pipeline_def, types
 
-    @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, device_id=gpu)
+    options: dict[str, Any] = {"device_id": gpu}
+
+    @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, **options)
     def graph():
-        images = _windows(decoder, device="mixed")
+        images = _windows(decoder, device="cpu" if gpu is None else "mixed")
         images = fn.resize(images, size=[px, px], **_filter(*filter))
         return fn.crop_mirror_normalize(
             images,

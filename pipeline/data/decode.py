@@ -1,7 +1,8 @@
 """Requests to images on the device, whichever way: all on the GPU, or on the CPU, from encoded or from raw pixels.
 
 On a GPU, DALI does everything. On a CPU, DALI decodes the windows (raw pixels need none of it) and torch does the rest,
-5 times as fast as DALI would there. Both give the same pixels within a level or two of 255 (tests/data/test_decode.py).
+5 times as fast as DALI would there. Both give the same pixels within a level of 255, but for borders and overshoots
+(`finish`) and for what two JPEG decoders make of a file (tests/device/test_device.py).
 """
 
 from collections import deque

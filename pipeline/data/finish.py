@@ -2,8 +2,9 @@
 
 In: requests with their windows. Out, for training: float32 images [n, 3, px, px] in channels_last memory, resized,
 flipped, colour-shifted, minus the mean, by the deviation. Out, for evaluation: whole images at the wanted scales,
-uint8. Pixels equal PIL's within one level of 255; on a GPU, DALI does the same, and differs from it in the one or two
-outermost rows and columns, where it repeats the border (up to 10 levels on noise).
+uint8. Pixels equal PIL's as `rendering.resize` says. On a GPU, DALI does the same within one level of 255, but for the
+one or two outermost rows and columns, where an antialiased filter sees the border repeated (up to 23 levels on photos),
+and for bicubic's overshoots, which it cuts off once, not after each pass (up to 12).
 """
 
 import sys
