@@ -8,18 +8,17 @@ convolutional neural networks" (arXiv:1404.5997, 2014): other channels, no group
     logits = AlexNet2012(num_classes=1000)(images)
 """
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.compiler import builds_triton
 from models.geometry import CHANNEL_MULTIPLE, require_image_px, scaled, smallest_image_px
 
 MAP_PX = 6  # side of the last feature map at 224 px
 RESPONSE_SIZE, RESPONSE_K, RESPONSE_ALPHA, RESPONSE_BETA = 5, 2.0, 1e-4, 0.75  # n, k, alpha, beta of section 3.3
-HAS_TRITON = find_spec("triton") is not None
 
 
 class AlexNet2012(nn.Module):
@@ -136,8 +135,8 @@ class ResponseNorm(nn.Module):
     """Section 3.3: b_i = a_i / (2 + 1e-4 * sum of a_j^2 over the 5 channels around i)^0.75. Maps (N, channels, H, W).
 
     The sum is a 1 x 1 convolution with a band of ones: forward and backward take a fifth of the time of
-    nn.LocalResponseNorm (BENCHMARKS.md), which pools in three dimensions. On a GPU that has Triton, which torch brings
-    on Linux, the whole is one kernel each way.
+    nn.LocalResponseNorm (BENCHMARKS.md), which pools in three dimensions. On a GPU where kernels can be built, the
+    whole is one kernel each way (response_norm.py).
     """
 
     band: torch.Tensor
@@ -149,10 +148,13 @@ class ResponseNorm(nn.Module):
         self.register_buffer("band", near.float()[:, :, None, None], persistent=False)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        if maps.is_cuda and HAS_TRITON:
+        if maps.is_cuda and builds_triton():
             from models.response_norm import response_norm
 
             return response_norm(maps, RESPONSE_K, RESPONSE_ALPHA)
+        return self.by_torch(maps)
+
+    def by_torch(self, maps: torch.Tensor) -> torch.Tensor:
         kind = "cpu" if maps.is_meta else maps.device.type  # models.summary computes shapes on the meta device
         with torch.autocast(kind, enabled=False):  # it would make float32 of bfloat16 on the way
             return _ResponseNorm.apply(maps, self.band.to(maps.dtype))

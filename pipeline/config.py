@@ -50,7 +50,8 @@ class Section(BaseModel):
     @classmethod
     def _refuse_bool_as_number(cls, value: Any, info: Any) -> Any:
         parts = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(part, bool) for part in parts) and cls.model_fields[info.field_name].annotation is not bool:
+        annotation = cls.model_fields[info.field_name].annotation
+        if any(isinstance(part, bool) for part in parts) and bool not in (annotation, *get_args(annotation)):
             raise ValueError("is true or false, which is no value for this key")
         return value
 
@@ -218,9 +219,9 @@ class Train(Section):
     """Label smoothing of the cross-entropy."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network, with fp32 weights; auto: bf16 autocast on a GPU, fp32 on a CPU."""
-    compile: bool = False
+    compile: bool | None = None
     """Let torch.compile fuse the network's operators, which takes half a minute at each start and draws other dropout
-    masks (`launch.bench step --compile` tells what it gains)."""
+    masks (`launch.bench step --compile` tells what it gains); none: on a GPU, if there is a C compiler."""
     log_every_steps: Positive = 50
     """Steps between logged points."""
     checkpoint_every_steps: Positive | None = None

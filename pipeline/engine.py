@@ -8,6 +8,7 @@ reduced here, each as soon as it is there (BENCHMARKS.md).
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from models.compiler import builds_triton
 from pipeline.config import Config
 from pipeline.runtime import Runtime
 from pipeline.stopwatch import Stopwatch
@@ -63,9 +65,14 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, ru
     engine.enable_backward_allreduce = False  # Stepper does it
     if runtime.on_gpu:
         use_channels_last(engine.module)
-    if config.train.compile:
-        compile_parts(engine.module)
+    if compiles(config, runtime.on_gpu):
+        compile_module(engine.module, by_part=runtime.world > 1)
     return engine
+
+
+def compiles(config: Config, on_gpu: bool) -> bool:
+    """Whether torch.compile is used: as the config says, else on a GPU where kernels can be built."""
+    return on_gpu and builds_triton() if config.train.compile is None else config.train.compile
 
 
 def use_channels_last(module: nn.Module) -> None:
@@ -74,16 +81,25 @@ def use_channels_last(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def compile_parts(module: nn.Module) -> None:
-    """torch.compile each child by itself, in place, so that parameters keep their names.
+def compile_module(module: nn.Module, by_part: bool) -> None:
+    """torch.compile the network in place, so that parameters keep their names: whole, or each child by itself.
 
     The hooks that reduce gradients run when the backward pass of a compiled graph is through. With one graph for the
     whole network that is the end; with features and classifier apart, the classifier's gradients (95 % of AlexNet's)
     are reduced while the features' are computed.
     """
-    for child in module.children():
-        if any(True for _ in child.parameters()):
-            child.compile()
+    for part in module.children() if by_part else [module]:
+        if any(True for _ in part.parameters()):
+            part.forward = torch.compile(_own_frame(part.forward))  # type: ignore[method-assign]
+
+
+def _own_frame(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch 2.11 compiles nothing of a function that is torch's own, such as nn.Sequential's, but what it calls."""
+
+    def call(*args: Any) -> Any:
+        return forward(*args)
+
+    return call
 
 
 class Stepper:

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.compiler import c_compiler
 from pipeline import checkpoint, network
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse
@@ -45,6 +46,11 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
             "data.train is not set: give the folder of a packed set, for example data.train=data/mine/train"
         )
     network.check(config.model, config.data)
+    if config.train.compile and not c_compiler():
+        raise UserError(
+            "train.compile=true, but there is no C compiler here, which torch.compile calls. Install gcc, or set "
+            "train.compile=false"
+        )
     config.train.split(world)
     index = load_index(config.data.train, verify, config.data.cache.expanduser())
     if index.num_samples < config.train.global_batch:

@@ -10,10 +10,14 @@ is decoded by a new graph with a grey image in their rows, labelled -1. Only the
 whole where one lies. So a suspect is tried anew in each of its windows, by itself, before it gets into a batch.
 """
 
+import ctypes
 import io
 import re
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +44,10 @@ class Decoder(NamedTuple):
 
 
 MOST_HELD = 2  # batches that the GPU has not finished with
+SMOOTH_WINDOWS = (
+    13,
+    2,
+)  # nvJPEG from which on windows can have smoothly enlarged colour planes; before, the CPU decodes
 
 Build = Callable[[int, int], Any]  # rows, depth -> graph
 Feed = Callable[[Any, Request], None]
@@ -272,10 +280,41 @@ def _windows(decoder: Decoder, device: str) -> Any:
     how: Any = {"device": device, "output_type": types.RGB, "adjust_orientation": False}
     if device == "mixed":
         # Colour planes are enlarged as libjpeg-turbo, and so Pillow and the CPU path, do it.
-        how |= {"hw_decoder_load": decoder.hw_load, "jpeg_fancy_upsampling": True}
+        smooth = decoder.whole or nvjpeg_version() >= SMOOTH_WINDOWS
+        how |= {"hw_decoder_load": decoder.hw_load, "jpeg_fancy_upsampling": smooth}
     if decoder.whole:
         return fn.slice(fn.decoders.image(encoded, **how), start, shape, **pixels)
     return fn.decoders.image_slice(encoded, start, shape, **pixels, **how)
+
+
+@cache
+def nvjpeg_version() -> tuple[int, int]:
+    """Of the library that decodes on the GPU: the one that pip installed, loaded here before DALI would take another
+    that LD_LIBRARY_PATH names. (0, 0) if there is none. Warns if it is too old to decode windows as the CPU does."""
+    import nvidia
+
+    installed = [found for folder in nvidia.__path__ for found in sorted(Path(folder).glob("*/lib/libnvjpeg.so.*"))]
+    for name in (*map(str, installed), "libnvjpeg.so.13", "libnvjpeg.so.12"):
+        try:
+            library = ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        part = ctypes.c_int()
+        found = []
+        for number in range(2):  # MAJOR_VERSION, MINOR_VERSION of libraryPropertyType
+            library.nvjpegGetProperty(number, ctypes.byref(part))
+            found.append(part.value)
+        break
+    else:
+        found = [0, 0]
+    version = found[0], found[1]
+    if version < SMOOTH_WINDOWS:
+        warnings.warn(
+            f"nvJPEG {version[0]}.{version[1]} cannot enlarge the colour planes of windows as Pillow does, so pixels "
+            f"decoded on this GPU differ a little more from a CPU's. pip install 'nvidia-nvjpeg>=13.3' mends it",
+            stacklevel=2,
+        )
+    return version
 
 
 def _cpu_graph(rows: int, decoder: Decoder, threads: int, depth: int) -> Any:

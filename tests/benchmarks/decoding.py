@@ -1,16 +1,20 @@
-"""What a GPU makes of colour planes and of torn files, beside the CPU: python -m tests.benchmarks.decoding SET
+"""What a GPU's decoders make of a set beside the CPU's: python -m tests.benchmarks.decoding SET [ways|torn]
 
-In: a packed set of JPEGs. Out: two Markdown tables. (1) How far pixels lie from the CPU's, in levels of 255, with
-colour planes enlarged as libjpeg-turbo does it and not, and images/s of both. (2) For each kind of damage and each
-`data.hw_decoder_load`, whether the row was lost, alone in its batch and amid 63 sound photos: the answer must not
-depend on the load or the neighbours. A file without any header comes last: amid others it can crash DALI 2.4.
+In: a packed set of JPEGs. Out: two Markdown tables. (1) How far pixels lie from the CPU's, in levels of 255, images/s
+and busy CPU cores (which tell whether the GPU decodes), with colour planes enlarged smoothly, as libjpeg-turbo does it,
+and plainly, DALI's default; of windows and of whole images; for each `data.hw_decoder_load`. (2) For each kind of
+damage and each `data.hw_decoder_load`, whether the row was lost, alone in its batch and amid 63 sound photos: the
+answer must not depend on the load or the neighbours. A file without any header comes last: amid others it can crash
+DALI 2.4.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,38 +98,43 @@ def torn(folder: Path, device: torch.device) -> Iterator[str]:
 
 
 @contextmanager
-def planes_enlarged_plainly() -> Iterator[None]:
-    """DALI's own default."""
+def colour_planes(smooth: bool) -> Iterator[None]:
+    """With `jpeg_fancy_upsampling` on or off, whatever pipeline.data.dali would choose."""
     from nvidia.dali import fn
 
-    decoders, usual = fn.decoders, fn.decoders.image_slice
+    usual = {name: getattr(fn.decoders, name) for name in ("image", "image_slice")}
 
-    def plain(*args, **options):
-        options.pop("jpeg_fancy_upsampling", None)
-        return usual(*args, **options)
+    def chosen(decoder: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **options: decoder(*given, **options | {"jpeg_fancy_upsampling": smooth})
 
-    decoders.image_slice = plain
+    for name, decoder in usual.items():
+        setattr(fn.decoders, name, chosen(decoder))
     try:
         yield
     finally:
-        decoders.image_slice = usual
+        for name, decoder in usual.items():
+            setattr(fn.decoders, name, decoder)
 
 
-def chroma(folder: Path, device: torch.device, num_batches: int = 16, rows: int = 64) -> str:
-    """Table 1."""
-    lines = ["| colour planes | mean difference | worst photo | above 16 levels | images/s |", "|---|---|---|---|---|"]
-    data = Data(recipe="inception", pca_std=0)
-    cpu = list(_pixels(folder, data, torch.device("cpu"), rows, num_batches))
-    ways = {"as libjpeg-turbo": nullcontext(), "plainly, DALI's default": planes_enlarged_plainly()}
-    for name, way in ways.items():
-        with way:
-            gpu = list(_pixels(folder, data, device, rows, num_batches))
-            rate = _rate(folder, data, device)
-        apart = [(ours - theirs).abs() for ours, theirs in zip(cpu, gpu, strict=True)]
-        of_photos = torch.cat([difference.mean(dim=(1, 2, 3)) for difference in apart])
-        far = float(torch.stack([(difference > 16).float().mean() for difference in apart]).mean())
-        lines.append(f"| {name} | {of_photos.mean():.3f} | {of_photos.max():.3f} | {far:.2e} | {rate:,.0f} |")
-    return "\n".join(lines)
+def ways(folder: Path, device: torch.device, num_batches: int = 8, rows: int = 64) -> Iterator[str]:
+    """Table 1, line by line."""
+    yield "| colour planes | decodes | load | mean difference | worst photo | above 16 levels | images/s | CPU cores |"
+    yield "|---|---|---|---|---|---|---|---|"
+    plain = Data(recipe="inception", pca_std=0)
+    cpu = list(_pixels(folder, plain, torch.device("cpu"), rows, num_batches))
+    for smooth, whole_, load_ in product((True, False), (False, True), LOADS):
+        data = plain.model_copy(update={"decode_whole": whole_, "hw_decoder_load": load_})
+        with colour_planes(smooth):
+            gpu = list(_pixels(folder, data, device, rows, num_batches)) if load_ == LOADS[1] else []
+            rate, cores = _rate(folder, data, device)
+        cells = ["", "", ""]
+        if gpu:
+            apart = [(ours - theirs).abs() for ours, theirs in zip(cpu, gpu, strict=True)]
+            of_photos = torch.cat([difference.mean(dim=(1, 2, 3)) for difference in apart])
+            far = float(torch.stack([(difference > 16).float().mean() for difference in apart]).mean())
+            cells = [f"{of_photos.mean():.3f}", f"{of_photos.max():.3f}", f"{far:.1e}"]
+        names = ["smooth" if smooth else "plain", "whole" if whole_ else "window", f"{load_:g}"]
+        yield f"| {' | '.join([*names, *cells, f'{rate:,.0f}', f'{cores:.1f}'])} |"
 
 
 def _pixels(folder: Path, data: Data, device: torch.device, rows: int, num_batches: int) -> Iterator[torch.Tensor]:
@@ -135,15 +144,17 @@ def _pixels(folder: Path, data: Data, device: torch.device, rows: int, num_batch
         yield 255 * (batch.images.cpu() * std + mean)
 
 
-def _rate(folder: Path, data: Data, device: torch.device, rows: int = 256) -> float:
-    warm_up, num_batches = 5, 40
-    start = 0.0
+def _rate(folder: Path, data: Data, device: torch.device, rows: int = 256) -> tuple[float, float]:
+    """Images/s, and the CPU cores that were busy meanwhile."""
+    warm_up, num_batches = 5, 60 if device.type == "cuda" else 5
+    start = busy = 0.0
     for number, _ in enumerate(_batches(folder, data, device, rows, warm_up + num_batches)):
         if number == warm_up - 1:
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return num_batches * rows / (time.perf_counter() - start)
+    took = time.perf_counter() - start
+    return num_batches * rows / took, (time.process_time() - busy) / took
 
 
 def _batches(folder: Path, data: Data, device: torch.device, rows: int, num_batches: int) -> Iterator[Batch]:
@@ -164,11 +175,14 @@ def _batches(folder: Path, data: Data, device: torch.device, rows: int, num_batc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", type=Path, help="a packed set, with 64 JPEGs at least")
-    folder = parser.parse_args().set
+    parser.add_argument("part", nargs="*", help="which table (default: both)")
+    args = parser.parse_args()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    print(f"{chroma(folder, device)}\n", flush=True)
-    for line in torn(folder, device):
-        print(line, flush=True)
+    parts = {"ways": ways, "torn": torn}
+    for part in args.part or parts:
+        for line in parts[part](args.set, device):
+            print(line, flush=True)
+        print(flush=True)
 
 
 if __name__ == "__main__":

@@ -117,8 +117,8 @@ loader() {
 limit_dali_whole,limit_dali_short256,limit_dali_raw256"
 }
 train() { # all contestants of one contest are in the GPU's memory at once
-  contest train alexnet --batch "${BATCHES:-512}" --model alexnet --contestants "ours,ours_raw256,ours_compiled,\
-torchvision_reference,timm_train,dali_example,ffcv_jpeg,limit_step,limit_step_compiled,limit_dali,limit_dali_raw256" &&
+  contest train alexnet --batch "${BATCHES:-512}" --model alexnet --contestants "ours,ours_raw256,ours_eager,\
+torchvision_reference,timm_train,dali_example,limit_step,limit_step_eager,limit_dali,limit_dali_raw256" &&
   contest train vgg16 --batch "${BATCHES:-64}" --model vgg16 --contestants ours,dali_example,limit_step,limit_dali &&
   contest train vgg16-peers --batch "${BATCHES:-64}" --model vgg16 --contestants ours,torchvision_reference,timm_train &&
   contest train vgg19 --batch "${BATCHES:-64}" --model vgg19 --contestants ours,dali_example,limit_step,limit_dali

@@ -52,7 +52,7 @@ def _ours(module: str, limits: Callable[[str], tuple[str, ...]]) -> dict[str, Co
     return found
 
 
-_COMPILED = ("train.compile=true",)
+_EAGER = ("train.compile=false",)
 _DECODING = {
     "limit_dali": Contestant("loaders.limit_dali", "packed"),
     "limit_dali_whole": Contestant("loaders.limit_dali", "packed", ("data.decode_whole=true",)),
@@ -80,9 +80,11 @@ TRAINERS = {
     "dali_example": Contestant("trainers.dali_example", "packed"),
     "ffcv_jpeg": Contestant("trainers.ffcv_train", "ffcv_jpeg", in_ffcv=True),
     "ffcv_raw": Contestant("trainers.ffcv_train", "ffcv_raw", in_ffcv=True),
-    "ours_compiled": Contestant("trainers.ours", "packed", _COMPILED, limits=("limit_step_compiled", "limit_dali")),
+    "ours_eager": Contestant(
+        "trainers.ours", "packed", _EAGER, gpu_alone=True, limits=("limit_step_eager", "limit_dali")
+    ),
     "limit_step": Contestant("trainers.limit_step", "packed"),
-    "limit_step_compiled": Contestant("trainers.limit_step", "packed", _COMPILED),
+    "limit_step_eager": Contestant("trainers.limit_step", "packed", _EAGER, gpu_alone=True),
     **_DECODING,
 }
 
