@@ -1,10 +1,11 @@
-"""Checkpoints: engine state and progress on disk, whole or not there at all.
+"""Checkpoints: weights, momentum and progress on disk, whole or not there at all.
 
 In: an engine and a `Progress`. Out: RUN/checkpoints/step-00000500/ with
-    engine/            DeepSpeed's own files: weights, momentum
-    model.safetensors  the weights alone, which any tool reads without unpickling
-    progress.json      epoch, step, evaluations, the config, and size and SHA-256 of every other file
-Written under a temporary name, its weights read back and compared, renamed; `latest` moves last; old ones are pruned.
+    model.safetensors      weights and buffers
+    optimizer.safetensors  the momentum of each parameter, by its name, whatever the ZeRO stage and number of ranks
+    progress.json          epoch, step, evaluations, the config, and size and SHA-256 of every other file
+Nothing is unpickled. Checkpoints of tencrop 0.1 with DeepSpeed's engine/*.pt are read with torch's safe loader. Written
+under a temporary name, its weights read back and compared, renamed; `latest` moves last; old ones are pruned.
 """
 
 import json
@@ -12,14 +13,20 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.index import file_sha256
 from pipeline.errors import UserError
 from pipeline.runtime import Runtime
 
+if TYPE_CHECKING:
+    from pipeline.optimizer_state import OptimizerState
+
 PROGRESS = "progress.json"
 WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+VELOCITY_LR = "velocity_lr"  # in OPTIMIZER, beside the names of parameters
+OLD_ENGINE = "engine/mp_rank_00_model_states.pt"
 
 
 @dataclass
@@ -43,7 +50,10 @@ def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int
 
     Raises UserError, naming the folder, when the disk gives back other weights than were written.
     """
+    import torch
     import torch.distributed as dist
+
+    from pipeline.optimizer_state import collect
 
     root = run / "checkpoints"
     final = root / f"step-{progress.step:08d}"
@@ -51,10 +61,11 @@ def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int
     if runtime.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(temporary), tag="engine", save_latest=False)
+    state = collect(engine, keep=runtime.is_main)
     if runtime.is_main:
-        _write_weights(engine.module, temporary / WEIGHTS)
+        _write(engine.module.state_dict(), temporary / WEIGHTS)
+        extra = {} if state.velocity_lr is None else {VELOCITY_LR: torch.tensor(state.velocity_lr, dtype=torch.float64)}
+        _write({**state.momentum, **extra}, temporary / OPTIMIZER)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         sums = {str(path.relative_to(temporary)): [path.stat().st_size, _synced_sha256(path)] for path in files}
         _write_json(temporary / PROGRESS, {**asdict(progress), "files": sums})
@@ -68,14 +79,34 @@ def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int
     return final
 
 
-def load(engine: Any, folder: Path) -> None:
-    """Bring the engine's weights and momentum back; called by all ranks, after `read` has found the files whole."""
-    from pipeline import optim
+def read_optimizer(folder: Path) -> "OptimizerState":
+    """The optimizer's state of a checkpoint whose files `read` has found whole. Raises UserError if it has none."""
+    import torch
+    from safetensors.torch import load_file
 
-    loaded, _ = engine.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False)
-    if loaded is None:
-        raise UserError(f"{folder}: DeepSpeed found no state there. Remove this folder to start from an older one")
-    optim.settle(engine.optimizer)
+    from pipeline.optimizer_state import OptimizerState
+
+    if (folder / OPTIMIZER).is_file():
+        state = load_file(folder / OPTIMIZER)
+        velocity_lr = state.pop(VELOCITY_LR, None)
+        return OptimizerState(state, None if velocity_lr is None else velocity_lr.item())
+    old = folder / OLD_ENGINE
+    if not old.is_file():
+        raise UserError(f"{folder} has neither {OPTIMIZER} nor {OLD_ENGINE}: nothing to go on from. {_way_out(folder)}")
+    try:
+        saved = torch.load(old, map_location="cpu", weights_only=True)
+        module, optimizer, buffers = saved["module"], saved["optimizer"], set(saved["buffer_names"])
+        # In groups as optim.build makes them: weights, then biases and normalisation layers.
+        names = [name for name in module if name not in buffers]
+        names = [name for name in names if module[name].ndim > 1] + [name for name in names if module[name].ndim <= 1]
+        state = {name: optimizer["state"].get(number, {}).get("momentum_buffer") for number, name in enumerate(names)}
+    except Exception as error:  # whatever is in the file, torch's safe loader or the lines above say what is wrong
+        raise UserError(
+            f"{old} cannot be read without running code that may be in it ({error}), so it was not written by tencrop. "
+            f"Start from its weights with model.weights={folder}"
+        ) from None
+    found = {name: value for name, value in state.items() if value is not None}
+    return OptimizerState(found, optimizer["param_groups"][0].get("velocity_lr"))
 
 
 def find(source: Path, which: str = "latest") -> Path:
@@ -133,15 +164,15 @@ def _way_out(folder: Path) -> str:
     return f"To go on from the one before: echo {older[-1]} > {folder.parent / 'latest'}"
 
 
-def _write_weights(module: Any, path: Path) -> None:
+def _write(state: dict[str, Any], path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     save_file(state, path)
     written = load_file(path)
     if not all(torch.equal(value, written[name]) for name, value in state.items() if not value.isnan().any()):
-        raise UserError(f"{path}: the disk gave back other weights than were written. Check the disk, then start again")
+        raise UserError(f"{path}: the disk gave back other values than were written. Check the disk, then start again")
 
 
 def _synced_sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.deepspeed_keys import check as check_deepspeed_keys
 from pipeline.errors import UserError
 from pipeline.views import Scales, looks
 from pipeline.views import parse as parse_view
@@ -219,6 +220,11 @@ class Train(Section):
     """Label smoothing of the cross-entropy."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network, with fp32 weights; auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    zero_stage: Literal[0, 1, 2] = 0
+    """DeepSpeed's ZeRO: 0 keeps all on each GPU; 1 divides the optimizer's state among them, 2 the gradients too, which
+    saves up to 8 bytes a parameter and costs time. A run may go on at another stage."""
+    reduction: Literal["fp32", "bf16"] = "fp32"
+    """What gradients are averaged over processes in; bf16 halves what a slow network has to carry, and rounds."""
     compile: bool | None = None
     """Let torch.compile fuse the network's operators, which takes half a minute at each start and draws other dropout
     masks (`launch.bench step --compile` tells what it gains); none: on a GPU, if there is a C compiler."""
@@ -294,6 +300,9 @@ class Config(Section):
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
     wandb: Wandb = Wandb()
+    deepspeed: dict[str, Any] = {}
+    """Keys that DeepSpeed gets as they are: flops_profiler, comms_logger, bucket sizes of zero_optimization,
+    wall_clock_breakdown, memory_breakdown, dump_state."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -320,6 +329,7 @@ class Config(Section):
                     f"evaluation.views: {view} looks at a short side of {smallest} px, below data.crop_px="
                     f"{self.data.crop_px}. Name larger scales behind an @"
                 )
+        check_deepspeed_keys(self.deepspeed, self.train.zero_stage)
         if self.optimizer.nesterov and self.optimizer.lr_in_velocity:
             raise ValueError("optimizer.nesterov=true is not the papers' update: set optimizer.lr_in_velocity=false")
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
@@ -391,7 +401,7 @@ def describe() -> str:
     for name, field in keys().items():
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        text = " ".join(field.description.split()) + (f" One of {', '.join(choices)}." if choices else "")
+        text = " ".join(field.description.split()) + (f" One of {', '.join(map(str, choices))}." if choices else "")
         lines.append(f"  {name}={'none' if default is None else default}\n      {text}")
     return "\n".join(lines)
 

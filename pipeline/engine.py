@@ -1,10 +1,9 @@
 """The DeepSpeed engine: forward, backward, gradient reduction, step. The only file that imports deepspeed.
 
 In: a model, an optimizer, the config. Out: a DeepSpeed engine and a `Stepper` that takes one optimizer step. The
-DeepSpeed dictionary is derived from the config and has no second home. ZeRO stays at stage 0: for 60 to 144 M
-parameters it saves little, and only stage 0 resumes at another number of processes. There DeepSpeed reduces gradients
-when all of them are there, through a copy, and even in one process: 0.89 to 0.94 of a plain loop's speed. So they are
-reduced here, each as soon as it is there (BENCHMARKS.md).
+DeepSpeed dictionary is derived from the config and has no second home. At ZeRO stage 0, the default, gradients are
+reduced by `pipeline.reduction`; at stages 1 and 2 by DeepSpeed, which then keeps only a part of the optimizer's state
+on each rank. DeepSpeed's own checkpoints (pickles, bound to a stage and, above 0, to a number of ranks) are not used.
 """
 
 import os
@@ -12,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from models.compiler import builds_triton
 from pipeline.config import Config
+from pipeline.reduction import Reducer
 from pipeline.runtime import Runtime
 from pipeline.stopwatch import Stopwatch
 
@@ -29,17 +28,24 @@ def deepspeed_config(config: Config, world: int, on_gpu: bool) -> dict[str, Any]
     because `bf16.enabled` at stage 0 takes a hidden optimizer step at construction (seen in DeepSpeed 0.19.8).
     """
     micro_batch, micro_steps = config.train.split(world)
-    return {
+    settings: dict[str, Any] = {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": config.optimizer.clip_norm,
-        "zero_optimization": {"stage": 0},
+        "zero_optimization": {"stage": config.train.zero_stage},
         "torch_autocast": {"enabled": uses_bf16(config, on_gpu), "dtype": "bfloat16"},
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice in each micro-step
     }
+    if config.train.zero_stage:
+        settings["zero_allow_untested_optimizer"] = True  # SGD: tested against stage 0 (tests/distributed/test_zero.py)
+        settings["zero_optimization"]["overlap_comm"] = on_gpu
+        settings["communication_data_type"] = config.train.reduction
+    for key, value in config.deepspeed.items():
+        settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
+    return settings
 
 
 def uses_bf16(config: Config, on_gpu: bool) -> bool:
@@ -53,7 +59,8 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, ru
     import deepspeed
     from deepspeed.utils import logger
 
-    logger.setLevel("ERROR")  # its INFO lines come once a rank and say what the resolved config says
+    if not config.deepspeed:
+        logger.setLevel("ERROR")  # its INFO lines come once a rank and say what the resolved config says
     # Without a GPU, DeepSpeed would compile a communication library for minutes; gloo is there already.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(
@@ -62,8 +69,9 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, ru
         config=deepspeed_config(config, runtime.world, runtime.on_gpu),
         dist_init_required=False,
     )
-    engine.enable_backward_allreduce = False  # Stepper does it
-    if runtime.on_gpu:
+    if config.train.zero_stage == 0:
+        engine.enable_backward_allreduce = False  # Stepper does it
+    if runtime.on_gpu and config.train.zero_stage == 0:  # above, weights are views into one vector
         use_channels_last(engine.module)
     if compiles(config, runtime.on_gpu):
         compile_module(engine.module, by_part=runtime.world > 1)
@@ -103,8 +111,8 @@ def _own_frame(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Stepper:
-    """Takes micro-batches to optimizer steps. `communication` has the time in which only gradient reductions went on,
-    waiting for slower ranks included.
+    """Takes micro-batches to optimizer steps. `communication` has the time in which only gradient reductions went on
+    (at ZeRO stages 1 and 2 DeepSpeed reduces, and nobody measures it).
 
     Dropout draws from a generator that is seeded anew for each micro-step and rank, so a resumed run draws the masks of
     an uninterrupted one.
@@ -114,12 +122,12 @@ class Stepper:
         self.engine = engine
         self.config = config
         self.runtime = runtime
-        self._reductions: list[dist.Work] = []
         self.communication = Stopwatch(runtime.device)
-        if runtime.world > 1:
-            for parameter in engine.module.parameters():
-                if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(self._reduce)
+        self.reducer: Reducer | None = None
+        if config.train.zero_stage == 0:
+            dtype = torch.bfloat16 if config.train.reduction == "bf16" else None
+            self.reducer = Reducer(engine.module, runtime, dtype)
+            self.communication = self.reducer.communication
 
     def micro_step(self, images: torch.Tensor, labels: torch.Tensor, step: int, micro_step: int) -> torch.Tensor:
         """Forward and backward of one micro-batch, after the last one of a step the update. Returns the logits, float32
@@ -129,34 +137,23 @@ class Stepper:
         """
         seed = (self.config.seed, step, micro_step, self.runtime.rank)
         torch.manual_seed(_seed_of(*seed))
+        if self.reducer:
+            self.reducer.active = self.engine.is_gradient_accumulation_boundary()
         logits = self.engine(images).float()
         smoothing = self.config.train.label_smoothing
         loss = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
         self.engine.backward(loss / len(labels))
-        self._finish_reductions()
+        if self.reducer:
+            self.reducer.finish()
         self.engine.step()
         return logits.detach()
 
-    def _reduce(self, parameter: torch.Tensor) -> None:
-        """Begin to average a gradient over ranks while the backward pass goes on, in the last micro-step."""
-        if not self.engine.is_gradient_accumulation_boundary():
-            return
-        assert parameter.grad is not None
-        operation = dist.ReduceOp.AVG
-        if not self.runtime.on_gpu:  # gloo has no average
-            parameter.grad.div_(self.runtime.world)
-            operation = dist.ReduceOp.SUM
-        work = dist.all_reduce(parameter.grad, operation, async_op=True)
-        assert work is not None
-        self._reductions.append(work)
+    def close(self) -> None:
+        """After the last step, on all ranks: what DeepSpeed's communication logger has to say, if it was asked."""
+        if self.config.deepspeed.get("comms_logger", {}).get("enabled"):
+            import deepspeed
 
-    def _finish_reductions(self) -> None:
-        """Go on with averaged gradients. On a GPU its queue waits, not this process."""
-        if self._reductions:
-            with self.communication:
-                for work in self._reductions:
-                    work.wait()
-            self._reductions.clear()
+            deepspeed.comm.log_summary()
 
 
 def _seed_of(*numbers: int) -> int:

@@ -25,17 +25,6 @@ def build(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, nesterov=config.nesterov, **how)
 
 
-def settle(optimizer: torch.optim.Optimizer) -> None:
-    """Make a state that was saved elsewhere fit this device: the fused kernel where weights are on a GPU, momentum laid
-    out as its weight is. After loading a checkpoint of a CPU on a GPU, or the other way round."""
-    for group in optimizer.param_groups:
-        group["fused"] = group["params"][0].is_cuda
-        for parameter in group["params"]:
-            momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-
-
 class PapersSGD(torch.optim.SGD):
     """v = momentum v - weight_decay lr w - lr g; w += v (Krizhevsky et al. 2012, section 5; VGG section 3.1).
 

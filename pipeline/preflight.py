@@ -137,13 +137,15 @@ def _changes(config: Config, index: Index, progress: Progress, folder: Path) -> 
     new = _flat(config.model_dump(mode="json"))
     changes = []
     for key in new:
-        if new[key] == old[key] or key in ("run", "data.train", "data.validation"):
+        if new[key] == old.get(key) or key in ("run", "data.train", "data.validation"):
             continue
         is_architecture = key.startswith("model.") and key not in STARTS
         moves_windows = key == "data.window_shards" and config.data.shuffle == "windowed"
         if key in FIXED or is_architecture or moves_windows:
-            raise UserError(f"{key}={new[key]}, but {folder} was trained with {old[key]}. Set it back, {start_over}")
-        changes.append(f"{key}: {old[key]} -> {new[key]}")
+            raise UserError(
+                f"{key}={new[key]}, but {folder} was trained with {old.get(key)}. Set it back, {start_over}"
+            )
+        changes.append(f"{key}: {old.get(key)} -> {new[key]}")
     return tuple(changes)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from pipeline import checkpoint, engine, network, optim
+from pipeline import checkpoint, engine, network, optim, optimizer_state
 from pipeline import journal as keys
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, dump
@@ -93,6 +93,7 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> None:
             too_many_bad=stop.refuse,
         )
         _loop(config, flight, length, stepper, batches, runtime, journal, stop)
+        stepper.close()
     stop.close()
 
 
@@ -233,14 +234,21 @@ def _stepper(config: Config, flight: Flight, runtime: Runtime) -> engine.Stepper
     """The engine with the weights that the run stands at: fresh ones, the config's, fresh ones upon a shallower
     network's, or the checkpoint's."""
     seed_everything(config.seed)
-    model = network.build(config.model, config.data, num_classes(config, flight.progress))
-    if config.model.weights and not flight.checkpoint:
-        network.start_from(model, config.model)
-    if config.model.grow_from and not flight.checkpoint:
-        network.grow(model, config.model)
+    classes = num_classes(config, flight.progress)
+    if flight.checkpoint:
+        model = network.from_checkpoint(flight.checkpoint, config.model, config.data, classes)
+    else:
+        model = network.build(config.model, config.data, classes)
+        if config.model.weights:
+            network.start_from(model, config.model)
+        if config.model.grow_from:
+            network.grow(model, config.model)
     require_views(model.eval(), config.data, config.evaluation.views if flight.validation else ())
     model.to(runtime.device).train()
     built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
     if flight.checkpoint:
-        checkpoint.load(built, flight.checkpoint)
+        try:
+            optimizer_state.restore(built, checkpoint.read_optimizer(flight.checkpoint))
+        except ValueError as error:
+            raise UserError(f"{flight.checkpoint}: {error}") from None
     return engine.Stepper(built, config, runtime)

@@ -33,7 +33,7 @@ def refused(path: Path, *words: str) -> str:
 def leaves(tree: dict, prefix: str = "") -> dict:
     found = {}
     for key, value in tree.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
     return found
 
 

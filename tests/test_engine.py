@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline import engine, optim
+from pipeline import engine, optim, optimizer_state
 from pipeline.config import Config, parse
 from pipeline.runtime import Runtime
 
@@ -297,20 +297,19 @@ def test_weights_momentum_and_gradients_are_channels_last(alone):
         torch.testing.assert_close(model.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_state_from_another_device_is_made_to_fit():
-    model = network()
-    optimizer = optim.build(model, settle().optimizer)
-    model(batch(0)[0]).sum().backward()
-    optimizer.step()
-    expected = {name: optimizer.state[weight]["momentum_buffer"].clone() for name, weight in model.named_parameters()}
-    for group in optimizer.param_groups:
-        group["fused"] = True  # as a checkpoint of a GPU says
-    model.to(memory_format=torch.channels_last)
-    optim.settle(optimizer)
-    assert [group["fused"] for group in optimizer.param_groups] == [False, False]
-    for name, weight in model.named_parameters():
-        momentum = optimizer.state[weight]["momentum_buffer"]
-        assert torch.equal(momentum, expected[name])
+def test_momentum_is_laid_out_as_its_weight_and_the_device_chooses_the_kernel(alone):
+    """A checkpoint says neither: one of a CPU goes on with the fused kernel on a GPU, and the other way round."""
+    stepper, other = (stepper_of(network(), settle(), alone) for _ in range(2))
+    stepper.micro_step(*batch(0), 0, 0)
+    state = optimizer_state.collect(stepper.engine)
+    engine.use_channels_last(other.engine.module)
+    for group in other.engine.optimizer.param_groups:
+        group["fused"] = "as built"
+    optimizer_state.restore(other.engine, state)
+    assert {group["fused"] for group in other.engine.optimizer.param_groups} == {"as built"}
+    for name, weight in other.engine.module.named_parameters():
+        momentum = other.engine.optimizer.state[weight]["momentum_buffer"]
+        assert torch.equal(momentum, state.momentum[name])
         assert momentum.stride() == weight.stride()
 
 

@@ -210,7 +210,7 @@ def test_set_with_some_of_the_classes_and_with_others(run, make_set, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "engine/mp_rank_00_model_states.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
 def test_corrupt_checkpoint(copied, name):
     file = copied / "checkpoints" / STEP / name
     file.write_bytes(file.read_bytes()[:-9])
