@@ -85,3 +85,26 @@ def test_two_machines_meet_and_train_one_model(config, tmp_path):
     assert sum("step 4/4" in text for text in said) == 1  # rank 0 alone speaks
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("cpus", ["64", None])
+def test_slurm_starts_one_task_a_node_with_its_cores(tmp_path, cpus):
+    """Slurm 22.05 and later: srun takes SLURM_CPUS_PER_TASK only as an option."""
+    for name, does in (
+        ("srun", 'printf "%s\\n" "$@"; env | grep -E "^(NODES|MASTER_|JOB_ID)"'),
+        ("scontrol", "seq 7 9"),
+    ):
+        tool = tmp_path / name
+        tool.write_text(f"#!/bin/sh\n{does}\n")
+        tool.chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_NODELIST": "[7-9]"}
+    slurm |= {"SLURM_JOB_ID": "40123", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    if cpus:
+        slurm["SLURM_CPUS_PER_TASK"] = cpus
+    process = start("slurm.sbatch", "configs/vgg16.yaml", "run=a b", cwd=tmp_path, **slurm)
+    said = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 0, said
+    options = ["--kill-on-bad-exit=1"] + (["--cpus-per-task=64"] if cpus else [])
+    words = [*options, "launch/multi_node.sh", "configs/vgg16.yaml", "run=a b"]
+    assert said[: len(words)] == words
+    assert sorted(said[len(words) :]) == ["JOB_ID=40123", "MASTER_ADDR=7", "MASTER_PORT=20123", "NODES=3"]
