@@ -5,6 +5,7 @@
 #
 #   NODES         how many machines (required)
 #   MASTER_ADDR   name or address of one of them, the same everywhere (required); it hosts the rendezvous
+#                 gloo and NCCL use the network towards it, unless GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME are set
 #   MASTER_PORT   a free port there (default 29400)
 #   JOB_ID        tells jobs apart that share a host (default tencrop)
 #   NPROC         processes on this machine, the same number on all (default: one a GPU)
@@ -20,6 +21,8 @@ for name in NODES MASTER_ADDR; do
     exit 2
   fi
 done
+network=$("$PYTHON" -m launch.network)
+eval "$network" # exports the interface, this machine's address, and whether it hosts the rendezvous
 "$PYTHON" -m launch.train "$@" --check --processes $(( NODES * NPROC ))
 exec "$PYTHON" -m launch.torchrun \
   --nnodes "$NODES" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}" \

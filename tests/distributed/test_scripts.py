@@ -108,3 +108,12 @@ def test_slurm_starts_one_task_a_node_with_its_cores(tmp_path, cpus):
     words = [*options, "launch/multi_node.sh", "configs/vgg16.yaml", "run=a b"]
     assert said[: len(words)] == words
     assert sorted(said[len(words) :]) == ["JOB_ID=40123", "MASTER_ADDR=7", "MASTER_PORT=20123", "NODES=3"]
+
+
+def test_multi_node_ends_before_anything_starts_when_the_master_is_unknown(config, tmp_path):
+    where = {"NODES": "2", "MASTER_ADDR": "no-such-host.invalid"}
+    process = start("multi_node.sh", str(config), cwd=tmp_path, **where)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert said.startswith("error: MASTER_ADDR=no-such-host.invalid cannot be resolved")
+    assert said.count("error: ") == 1
