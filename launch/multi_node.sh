@@ -11,7 +11,8 @@
 #   NPROC         processes on this machine, the same number on all (default: one a GPU)
 #   MAX_RESTARTS  how often the job starts over from the last checkpoint when a process dies (default 0)
 #
-# The run folder must be on a file system that all machines share. Ends with the exit code of the job, as single_node.sh.
+# The run folder must be on a file system that all machines share. Ends with the exit code of the job, as single_node.sh;
+# when a process fails, those of all machines end within 10 seconds, and all terminals tell which was first and why.
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 

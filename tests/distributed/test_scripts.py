@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,24 @@ def test_multi_node_ends_before_anything_starts_when_the_master_is_unknown(confi
     assert process.returncode == 2
     assert said.startswith("error: MASTER_ADDR=no-such-host.invalid cannot be resolved")
     assert said.count("error: ") == 1
+
+
+@pytest.mark.slow  # 25 s
+def test_sigterm_to_all_machines_writes_a_checkpoint(config, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    where = {"NODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = [str(config), f"run={tmp_path / 'run'}", *SMALL, "train.epochs=1000"]
+    machines = [start("multi_node.sh", *words, cwd=tmp_path, **where) for _ in range(2)]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for machine in machines:
+        machine.send_signal(signal.SIGTERM)
+    said = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [143, 143], said
+    step = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert any(f"stopped after step {step}" in text for text in said), said
+    assert str(step) in (tmp_path / "run" / "checkpoints" / "latest").read_text()
