@@ -1,18 +1,14 @@
 """What every command line shares: a user's mistake ends in one message and exit code 2, Ctrl-C in exit code 130."""
 
 import importlib
-import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from launch import failure
 from pipeline.errors import EXIT_CODE, UserError
-
-FIRST_PROCESS_SPEAKS_S = 5.0
 
 
 def is_told(error: Exception) -> bool:
@@ -21,33 +17,37 @@ def is_told(error: Exception) -> bool:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run `main`. Under torchrun the first process of a machine prints the mistake that all make. The others give it
-    time, since torchrun ends all with the first that fails; one that lives on made a mistake of its own, and prints it.
-    """
+    """Run `main`. Under torchrun the first process of a machine tells the mistake that all make; a mistake that another
+    one makes alone, and the first error of several, are told by launch.torchrun when all have ended."""
+    code, under_torchrun = 0, "RANK" in os.environ
     try:
         main()
-        if "RANK" in os.environ:
-            _leave(0)
-    except (UserError, OSError) as mistake:
-        if not is_told(mistake):
-            raise
-        error = str(mistake)
-        if (rank := os.environ.get("LOCAL_RANK", "0")) != "0":
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(FIRST_PROCESS_SPEAKS_S)
-            error = f"{error} (process {rank} of this machine)"
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if "RANK" in os.environ:
-            _leave_for_torchrun(error)
-            _leave(EXIT_CODE)
-        sys.exit(EXIT_CODE)
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
-            raise
-        print(f"error: {missing}: {sys.executable} lacks it. Run make install, then .venv/bin/python", file=sys.stderr)
-        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None and not under_torchrun:
+            raise
+        code = 1 if mistake is None else EXIT_CODE
+        if under_torchrun:
+            failure.leave(error, mistake)
+        else:
+            print(f"error: {mistake}", file=sys.stderr, flush=True)
+    if under_torchrun:
+        _leave(code)
+    if code:
+        sys.exit(code)
+
+
+def _mistake(error: Exception) -> str | None:
+    """What to tell a person who can mend it; None for a bug, which keeps its traceback."""
+    if is_told(error):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        if (error.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
+            return None
+        return f"{error}: {sys.executable} lacks it. Run make install, then .venv/bin/python"
+    return None
 
 
 def _leave(code: int) -> None:
@@ -56,13 +56,6 @@ def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _leave_for_torchrun(error: str) -> None:
-    """Put the message where launch.torchrun finds it, if other ranks say much when this one is gone."""
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        message = {"message": error, "extraInfo": {"timestamp": str(int(time.time()))}}
-        Path(path).write_text(json.dumps({"message": message}))
 
 
 class Interrupted(KeyboardInterrupt):

@@ -5,12 +5,14 @@
 #
 #   NODES         how many machines (required)
 #   MASTER_ADDR   name or address of one of them, the same everywhere (required); it hosts the rendezvous
+#                 gloo and NCCL use the network towards it, unless GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME are set
 #   MASTER_PORT   a free port there (default 29400)
 #   JOB_ID        tells jobs apart that share a host (default tencrop)
 #   NPROC         processes on this machine, the same number on all (default: one a GPU)
 #   MAX_RESTARTS  how often the job starts over from the last checkpoint when a process dies (default 0)
 #
-# The run folder must be on a file system that all machines share. Ends with the exit code of the job, as single_node.sh.
+# The run folder must be on a file system that all machines share. Ends with the exit code of the job, as single_node.sh;
+# when a process fails, those of all machines end within 10 seconds, and all terminals tell which was first and why.
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
@@ -20,6 +22,8 @@ for name in NODES MASTER_ADDR; do
     exit 2
   fi
 done
+network=$("$PYTHON" -m launch.network)
+eval "$network" # exports the interface, this machine's address, and whether it hosts the rendezvous
 "$PYTHON" -m launch.train "$@" --check --processes $(( NODES * NPROC ))
 exec "$PYTHON" -m launch.torchrun \
   --nnodes "$NODES" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}" \

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,56 @@ def test_two_machines_meet_and_train_one_model(config, tmp_path):
     assert sum("step 4/4" in text for text in said) == 1  # rank 0 alone speaks
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("cpus", ["64", None])
+def test_slurm_starts_one_task_a_node_with_its_cores(tmp_path, cpus):
+    """Slurm 22.05 and later: srun takes SLURM_CPUS_PER_TASK only as an option."""
+    for name, does in (
+        ("srun", 'printf "%s\\n" "$@"; env | grep -E "^(NODES|MASTER_|JOB_ID)"'),
+        ("scontrol", "seq 7 9"),
+    ):
+        tool = tmp_path / name
+        tool.write_text(f"#!/bin/sh\n{does}\n")
+        tool.chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_NODELIST": "[7-9]"}
+    slurm |= {"SLURM_JOB_ID": "40123", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    if cpus:
+        slurm["SLURM_CPUS_PER_TASK"] = cpus
+    process = start("slurm.sbatch", "configs/vgg16.yaml", "run=a b", cwd=tmp_path, **slurm)
+    said = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 0, said
+    options = ["--kill-on-bad-exit=1"] + (["--cpus-per-task=64"] if cpus else [])
+    words = [*options, "launch/multi_node.sh", "configs/vgg16.yaml", "run=a b"]
+    assert said[: len(words)] == words
+    assert sorted(said[len(words) :]) == ["JOB_ID=40123", "MASTER_ADDR=7", "MASTER_PORT=20123", "NODES=3"]
+
+
+def test_multi_node_ends_before_anything_starts_when_the_master_is_unknown(config, tmp_path):
+    where = {"NODES": "2", "MASTER_ADDR": "no-such-host.invalid"}
+    process = start("multi_node.sh", str(config), cwd=tmp_path, **where)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert said.startswith("error: MASTER_ADDR=no-such-host.invalid cannot be resolved")
+    assert said.count("error: ") == 1
+
+
+@pytest.mark.slow  # 25 s
+def test_sigterm_to_all_machines_writes_a_checkpoint(config, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    where = {"NODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = [str(config), f"run={tmp_path / 'run'}", *SMALL, "train.epochs=1000"]
+    machines = [start("multi_node.sh", *words, cwd=tmp_path, **where) for _ in range(2)]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for machine in machines:
+        machine.send_signal(signal.SIGTERM)
+    said = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [143, 143], said
+    step = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert any(f"stopped after step {step}" in text for text in said), said
+    assert str(step) in (tmp_path / "run" / "checkpoints" / "latest").read_text()

@@ -1,0 +1,177 @@
+"""torchrun's agent, which starts and watches the ranks of one machine, with a quick end for all machines.
+
+When a rank fails, the others wait for it in a collective, in C, where Python handles no SIGTERM. torch's own agent
+kills those of its machine after 30 s and tells no other machine. This one kills them after `GRACE_S`, and the first
+failure goes to all agents through the rendezvous store. A requested stop, a signal to the agent, still leaves the ranks
+torch's shutdown timeout to write their checkpoint.
+"""
+
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import SignalException
+
+from launch.failure import Failure, cause_first, read
+
+GRACE_S = 4  # from SIGTERM to SIGKILL once a rank has failed
+REASON_S = 3  # that a machine whose ranks only lost another one waits to be told why
+POLL_S = 0.1
+ASK_S = 1.0  # between two looks at what other machines say
+FAILURE, NUM_ENDED = "tencrop/failure", "tencrop/num_ended"  # keys of the store, which is a new one at each restart
+STOPS = (signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+INTERRUPTED = {130, *(-number for number in STOPS)}  # exit codes of ranks that were told to stop
+STORE_ERRORS = (RuntimeError, ValueError, TimeoutError)  # the machine that hosts the store is gone
+
+
+class JobFailed(Exception):
+    """With the first failure of the job, whether it was on this machine, and whether its words end the terminal now."""
+
+    def __init__(self, failure: Failure, here: bool, said: bool, exit_code: int):
+        super().__init__(failure.words)
+        self.failure, self.here, self.said, self.exit_code = failure, here, said, exit_code
+
+
+class Agent(LocalElasticAgent):
+    _first: Failure | None = None
+    _asked_s = 0.0
+
+    def run(self, role: str = DEFAULT_ROLE) -> RunResult:
+        """Raises JobFailed when a rank failed, SignalException after a requested stop."""
+        try:
+            result = super().run(role)
+        except SignalException as stopped:
+            self._meet(GRACE_S if self._failures() else self._shutdown_timeout)
+            if failures := self._failures(interrupted=False):
+                raise self._job_failed(failures[0], 128 + stopped.sigval) from stopped
+            raise
+        if result.is_failed() and (first := self._first):
+            self._meet(GRACE_S + REASON_S)
+            raise self._job_failed(first, first.exit_code)
+        return result
+
+    def _job_failed(self, first: Failure, exit_code: int) -> JobFailed:
+        here = any(worker.global_rank == first.rank for worker in self._worker_group.workers)
+        spoken = {each.words for each in self._failures(interrupted=False) if each.told}
+        return JobFailed(first, here, spoken == {first.words}, exit_code)
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        # Else a restart's ranks get the store of those before them and call the dead.
+        handler: Any = worker_group.spec.rdzv_handler
+        handler._shared_tcp_store_server = handler._bootstrap_store_info = None
+        super()._rendezvous(worker_group)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._first = None
+        return super()._start_workers(worker_group)
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        failures = self._failures()
+        heard = self._heard()
+        if failures or heard:
+            self._end(failures[0] if failures else None, heard)
+        return super()._monitor_workers(worker_group)
+
+    def _end(self, own: Failure | None, heard: Failure | None) -> None:
+        """End the ranks of this machine, and settle with the other machines which failure was the first."""
+        if own and not own.lost_peer:
+            self._tell(own)
+        self._shutdown()
+        if own and own.lost_peer:
+            own = self._failures(interrupted=False)[0]  # the one that it lost may have been seen to end only later
+            deadline = time.monotonic() + REASON_S
+            while own.lost_peer and not heard and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+                heard = self._heard(at_once=True)
+            told = self._tell(own)
+            own = told if own.lost_peer else own
+        self._first = own or heard
+        if heard and heard.final:
+            self._remaining_restarts = 0
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        if isinstance(sys.exception(), SignalException):
+            self._stop(death_sig, timeout)
+        super()._shutdown(death_sig, GRACE_S)
+
+    def _stop(self, number: signal.Signals, timeout_s: float) -> None:
+        """Ask the ranks to stop, and give them time for a checkpoint, unless one fails meanwhile, here or elsewhere."""
+        ranks = self._ranks()
+        for rank in ranks:
+            if rank.proc.poll() is None:
+                rank.close(death_sig=number)
+        deadline = time.monotonic() + timeout_s
+        while any(rank.proc.poll() is None for rank in ranks) and time.monotonic() < deadline:
+            if self._failures(interrupted=False) or self._heard():
+                break
+            time.sleep(POLL_S)
+        failures = self._failures(interrupted=False)
+        if not failures and all(rank.proc.poll() for rank in ranks):
+            failures = self._failures()  # stopped before they could agree with other machines' ranks, which wait
+        if failures:
+            self._tell(failures[0])
+
+    def _ranks(self) -> list[Any]:
+        """The processes, by local rank; none before they are started."""
+        handlers = getattr(self._pcontext, "subprocess_handlers", {})
+        return [handlers[local_rank] for local_rank in sorted(handlers)]
+
+    def _failures(self, interrupted: bool = True) -> list[Failure]:
+        """The ranks of this machine that have failed, causes before effects, without those that a signal to stop has
+        ended unless `interrupted`."""
+        failures = []
+        for local_rank, rank in enumerate(self._ranks()):
+            code = rank.proc.poll()
+            if code and (interrupted or code not in INTERRUPTED):
+                assert self._pcontext
+                file = Path(self._pcontext.error_files[local_rank])
+                global_rank = self._worker_group.workers[local_rank].global_rank
+                failures.append(read(file, code, global_rank, final=self._remaining_restarts == 0))
+        return sorted(failures, key=cause_first)
+
+    def _tell(self, failure: Failure) -> Failure:
+        """Tell the other machines, unless one was faster. Returns the failure that they know of."""
+        if self._store is None:
+            return failure
+        try:
+            return _parse(self._store.compare_set(FAILURE, "", json.dumps(asdict(failure))))
+        except STORE_ERRORS:
+            return failure
+
+    def _heard(self, at_once: bool = False) -> Failure | None:
+        """What another machine has told; asked once in `ASK_S`."""
+        if self._store is None or (time.monotonic() - self._asked_s < ASK_S and not at_once):
+            return None
+        self._asked_s = time.monotonic()
+        try:
+            return _parse(self._store.get(FAILURE)) if self._store.check([FAILURE]) else None
+        except STORE_ERRORS:
+            return None
+
+    def _exit_barrier(self) -> None:
+        """Wait for the other machines' ranks, but not for one that has failed."""
+        self._meet(self._exit_barrier_timeout, unless_failed=True)
+
+    def _meet(self, timeout_s: float, unless_failed: bool = False) -> None:
+        """Wait until all machines' ranks have ended: an agent that hosts the store must leave last."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            if self._store is not None:
+                self._store.add(NUM_ENDED, 1)
+                while self._store.add(NUM_ENDED, 0) < self._worker_group.group_world_size:
+                    if time.monotonic() > deadline or (unless_failed and self._heard()):
+                        break
+                    time.sleep(POLL_S)
+                time.sleep(2 * POLL_S)  # the others must see it too
+        except STORE_ERRORS:
+            pass
+
+
+def _parse(text: bytes) -> Failure:
+    return Failure(**json.loads(text))

@@ -1,0 +1,155 @@
+"""How a job ends: within seconds when a rank fails, whatever the others wait for; in its own time when stopped."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# All ranks meet, then `failing` fails. The others wait in C, where no Python handler runs: in an all_reduce of their
+# machine that its first rank never joins, the first rank in the store. As with NCCL, no connection tells them.
+STUCK = """
+import os, signal, sys, time
+import torch, torch.distributed as dist
+from launch.command import run_command
+from pipeline.errors import UserError
+from pipeline.runtime import StopRequest, start
+
+def main():
+    with start() as runtime:
+        firsts = range(0, runtime.world, runtime.local_world)
+        machines = [[first + n for n in range(runtime.local_world) if first + n != {failing}] for first in firsts]
+        groups = [dist.new_group(ranks, backend="gloo") for ranks in machines]
+        StopRequest(runtime)
+        dist.barrier()
+        if runtime.rank == {failing}:
+            print("failing at", time.time(), flush=True)
+            {failure}
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":
+            return
+        machine = runtime.rank // runtime.local_world
+        if runtime.rank == machines[machine][0]:
+            dist.distributed_c10d._get_default_store().wait(["never"])
+        dist.all_reduce(torch.ones(1), group=groups[machine])
+run_command(main)
+"""
+# After SIGTERM both ranks take longer to write than a failed job is left, rank 1 longest.
+SLOW_TO_STOP = """
+import sys, time
+from pathlib import Path
+from launch.command import run_command
+from pipeline.runtime import StopRequest, start
+
+def main():
+    with start() as runtime:
+        stop = StopRequest(runtime)
+        Path(sys.argv[1], f"ready-{runtime.rank}").touch()
+        while not stop.poll():
+            time.sleep(0.05)
+        time.sleep(6 + 3 * runtime.rank)
+        Path(sys.argv[1], f"written-{runtime.rank}").touch()
+        stop.close()
+run_command(main)
+"""
+
+
+def launch(script: Path, *words: str, ranks: int, nodes: int = 1, restarts: int = 0) -> list[subprocess.Popen]:
+    """A launcher for each of `nodes` "machines" on loopback, with `ranks` processes each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = [f"--nproc-per-node={ranks}", f"--nnodes={nodes}", f"--max-restarts={restarts}", "--rdzv-id=test"]
+    options += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "launch.torchrun", *options, script, *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(nodes)
+    ]
+
+
+def outcome(launchers: list[subprocess.Popen]) -> tuple[list[int], list[str], float]:
+    """Exit codes, all that each said, and the time when the last had ended."""
+    try:
+        said = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    return [launcher.returncode for launcher in launchers], said, time.time()
+
+
+def seconds_after_failure(said: list[str], ended: float) -> float:
+    line = next(line for text in said for line in text.splitlines() if line.startswith("failing at"))
+    return ended - float(line.split()[-1])
+
+
+FAILURES = {
+    "bug": ('raise ValueError("batch 7 is rotten")', 1, "failed first: ValueError: batch 7 is rotten"),
+    "mistake": ('raise UserError("shard-7.tar is gone")', 2, "error: shard-7.tar is gone"),
+    "killed": (
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        137,
+        "failed first: killed by SIGKILL, as the kernel does when memory runs out",
+    ),
+}
+
+
+@pytest.mark.slow  # 15 s each
+@pytest.mark.parametrize("kind", FAILURES)
+def test_one_rank_fails_and_all_of_its_machine_end_within_ten_seconds(tmp_path, kind):
+    failure, code, words = FAILURES[kind]
+    script = tmp_path / "script.py"
+    script.write_text(STUCK.format(failing=1, failure=failure))
+    codes, said, ended = outcome(launch(script, ranks=3))
+    assert codes == [code], said
+    assert said[0].rstrip().endswith(words)
+    assert seconds_after_failure(said, ended) < 10
+
+
+@pytest.mark.slow  # 15 s each
+@pytest.mark.parametrize("failing", [0, 2])  # of the machine that hosts the rendezvous, or of the other one
+def test_one_rank_fails_and_all_machines_end_within_ten_seconds(tmp_path, failing):
+    script = tmp_path / "script.py"
+    script.write_text(STUCK.format(failing=failing, failure=FAILURES["bug"][0]))
+    codes, said, ended = outcome(launch(script, ranks=2, nodes=2))
+    assert codes == [1, 1], said
+    assert [text.rstrip().splitlines()[-1].partition("failed first: ")[2] for text in said] == [
+        "ValueError: batch 7 is rotten"
+    ] * 2
+    assert sum(text.count("Traceback") for text in said) == 1
+    assert seconds_after_failure(said, ended) < 10
+
+
+@pytest.mark.slow  # 25 s
+def test_all_machines_start_again_after_a_failure(tmp_path):
+    script = tmp_path / "script.py"
+    once = 'if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0": raise ValueError("batch 7 is rotten")'
+    script.write_text(STUCK.format(failing=3, failure=once))
+    codes, said, _ = outcome(launch(script, ranks=2, nodes=2, restarts=1))
+    assert codes == [0, 0], said
+    assert sum(text.count("batch 7 is rotten") for text in said) == 2  # the line of the source and the message
+
+
+@pytest.mark.slow  # 15 s
+def test_a_requested_stop_waits_for_the_slowest_rank(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SLOW_TO_STOP)
+    launchers = launch(script, str(tmp_path), ranks=1, nodes=2)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    launchers[0].send_signal(signal.SIGTERM)  # to one machine only: the ranks agree, the other agent hears nothing
+    codes, said, _ = outcome(launchers)
+    assert sorted(path.name for path in tmp_path.glob("written-*")) == ["written-0", "written-1"], said
+    assert codes == [128 + signal.SIGTERM, 0], said
