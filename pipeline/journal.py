@@ -28,6 +28,7 @@ LEARNING_RATE = "train/lr"
 IMAGES_PER_S = "speed/images_per_s"
 STEP_S = "speed/step_s"
 DATA_WAIT_S, COMPUTE_S, COMMUNICATION_S = "speed/data_wait_s", "speed/compute_s", "speed/communication_s"
+MEMORY_GB = "speed/memory_gb"  # the most of any rank since the start: on a GPU allocated there, else resident
 
 Point = dict[str, float]
 

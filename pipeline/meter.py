@@ -3,6 +3,7 @@
 In: counts of each step, what stopwatches say. Out: a point in the journal, over all ranks, at each `log`.
 """
 
+import resource
 import time
 
 import torch
@@ -51,6 +52,8 @@ class Meter:
         times = torch.tensor(waits, dtype=torch.float64, device=self.runtime.device)
         everything = torch.cat([self.counts, times])
         dist.all_reduce(everything)
+        memory_gb = torch.tensor(self._most_memory_gb(), dtype=torch.float64, device=self.runtime.device)
+        dist.all_reduce(memory_gb, dist.ReduceOp.MAX)
         wait_s, communication_s = (everything[4:] / self.runtime.world / self.steps).tolist()
         step_s = self.busy_s / self.steps
         result = score(everything[:4])
@@ -72,6 +75,13 @@ class Meter:
                 keys.DATA_WAIT_S: wait_s,
                 keys.COMMUNICATION_S: communication_s,
                 keys.COMPUTE_S: step_s - wait_s - communication_s,
+                keys.MEMORY_GB: memory_gb.item(),
             }
         )
         self._clear()
+
+    def _most_memory_gb(self) -> float:
+        """10^9 bytes that this rank has had at most."""
+        if self.runtime.on_gpu:
+            return torch.cuda.max_memory_allocated(self.runtime.device) / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from models import alexnet
 from models.build import build, known_names
 from models.dense import Dense
 from pipeline import engine, optim
@@ -194,7 +195,8 @@ def nothing_uploaded(guard: Guard) -> Iterator[None]:
 def step_once(network: nn.Module, config: Config, world: int = 1) -> tuple[torch.Tensor, PlainEngine]:
     plain = PlainEngine(network, config, world)
     stepper = engine.Stepper(plain, config, runtime_of(world))
-    stepper.communication = nullcontext()  # type: ignore[assignment]  # a Stopwatch needs CUDA's events
+    assert stepper.reducer
+    stepper.reducer.communication = nullcontext()  # type: ignore[assignment]  # a Stopwatch needs CUDA's events
     counts = take_step(stepper, batches(), 0, NeverStopped(), nullcontext())  # type: ignore[arg-type]
     return counts, plain
 
@@ -236,7 +238,7 @@ def test_other_losses_and_updates_read_nothing_back(sections, guard):
 
 @precisions
 def test_gradients_of_two_ranks_are_reduced_without_reading_back(bf16, guard, monkeypatch):
-    """In the last micro-step each gradient once, on the GPU, averaged by NCCL."""
+    """In the last micro-step each gradient once, on the GPU, averaged by NCCL; small ones together."""
     reduced: list[tuple[torch.Tensor, Any]] = []
 
     def all_reduce(gradient: torch.Tensor, operation: Any, async_op: bool) -> Any:
@@ -249,7 +251,10 @@ def test_gradients_of_two_ranks_are_reduced_without_reading_back(bf16, guard, mo
     with nothing_uploaded(guard):
         _, plain = step_once(network, settings(bf16, train={"global_batch": 4 * ROWS}), world=2)
     assert plain.updates == 1
-    assert [gradient.device for gradient, _ in reduced] == [CUDA] * len(list(network.parameters()))
+    assert {gradient.device for gradient, _ in reduced} == {CUDA}
+    sizes = [parameter.numel() for parameter in network.parameters()]
+    assert sum(gradient.numel() for gradient, _ in reduced) == sum(sizes)
+    assert len(reduced) < len(sizes) / 2
     assert {operation for _, operation in reduced} == {dist.ReduceOp.AVG}
 
 
@@ -293,7 +298,8 @@ def test_evaluation_stays_on_the_gpu_and_reads_nothing_back(real, bf16, guard, m
     guard.uploads.clear()
     table = table_of([Contender(network, DATA, "square")], views, 4, bf16, monkeypatch)
     assert table.rows.device == CUDA
-    assert len(guard.uploads) <= 2 * 2 + 3
+    assert guard.uploads[-4:] == [True] * 4  # ids and rows of two batches, without a wait
+    assert len(guard.uploads) == 2 * 2 + 3
 
 
 @precisions
@@ -356,8 +362,17 @@ def test_what_is_planted_in_evaluation_is_caught(plant, guard, monkeypatch):
         table_of([contender], ["centre"], 4, False, monkeypatch)
 
 
-def test_a_constant_that_is_no_buffer_is_caught(guard):
+def test_response_norm_of_torch_operators_stays_on_the_gpu(guard, monkeypatch):
+    """Where no kernels can be built."""
+    monkeypatch.setattr(alexnet, "builds_triton", lambda: False)
+    with nothing_uploaded(guard):
+        _, plain = step_once(on_gpu(network_of("alexnet_2012").train()), settings(bf16=True))
+    assert plain.updates == 1
+
+
+def test_a_constant_that_is_no_buffer_is_caught(guard, monkeypatch):
     """`to` leaves it on the CPU."""
+    monkeypatch.setattr(alexnet, "builds_triton", lambda: False)
     network = network_of("alexnet_2012")
     norm: Any = network.features[2]
     norm.band = norm._buffers.pop("band")
