@@ -1,4 +1,4 @@
-"""Runs of tencrop 0.1 (tests/fixtures/3a240df) go on, and end where that version ended."""
+"""Runs that commit 3a240df wrote (tests/fixtures) go on, and end where that version ended."""
 
 import shutil
 from pathlib import Path
