@@ -3,10 +3,11 @@
 When a rank fails, the others wait for it in a collective, in C, where Python handles no SIGTERM. torch's own agent
 kills those of its machine after 30 s and tells no other machine. This one kills them after `GRACE_S`, and the first
 failure goes to all agents through the rendezvous store. A requested stop, a signal to the agent, still leaves the ranks
-torch's shutdown timeout to write their checkpoint.
+`STOP_S` to write their checkpoint.
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 
 from launch.failure import Failure, cause_first, read
 
+STOP_S = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110"))  # from a requested stop to SIGKILL
 GRACE_S = 4  # from SIGTERM to SIGKILL once a rank has failed
 REASON_S = 3  # that a machine whose ranks only lost another one waits to be told why
 POLL_S = 0.1
@@ -47,7 +49,7 @@ class Agent(LocalElasticAgent):
         try:
             result = super().run(role)
         except SignalException as stopped:
-            self._meet(GRACE_S if self._failures() else self._shutdown_timeout)
+            self._meet(GRACE_S if self._failures() else STOP_S)
             if failures := self._failures(interrupted=False):
                 raise self._job_failed(failures[0], 128 + stopped.sigval) from stopped
             raise
@@ -95,10 +97,12 @@ class Agent(LocalElasticAgent):
         if heard and heard.final:
             self._remaining_restarts = 0
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int | None = None) -> None:
         if isinstance(sys.exception(), SignalException):
-            self._stop(death_sig, timeout)
-        super()._shutdown(death_sig, GRACE_S)
+            self._stop(death_sig, STOP_S)
+        if self._pcontext:  # torch 2.11 takes no timeout, and would leave them 30 s
+            self._pcontext.close(death_sig, GRACE_S)
+        super()._shutdown(death_sig)
 
     def _stop(self, number: signal.Signals, timeout_s: float) -> None:
         """Ask the ranks to stop, and give them time for a checkpoint, unless one fails meanwhile, here or elsewhere."""

@@ -4,7 +4,8 @@ In: an engine and a `Progress`. Out: RUN/checkpoints/step-00000500/ with
     model.safetensors      weights and buffers
     optimizer.safetensors  the momentum of each parameter, by its name, whatever the ZeRO stage and number of ranks
     progress.json          epoch, step, evaluations, the config, and size and SHA-256 of every other file
-Nothing is unpickled; older checkpoints, with DeepSpeed's engine/*.pt, are read with torch's safe loader. Written under a temporary name, its weights read back and compared, renamed; `latest` moves last; old ones are pruned.
+Nothing is unpickled; older checkpoints, with DeepSpeed's engine/*.pt, are read with torch's safe loader. Written under
+a temporary name, values read back and compared, renamed; `latest` moves last; old ones are pruned.
 """
 
 import json
