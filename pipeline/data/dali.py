@@ -7,7 +7,8 @@ there (BENCHMARKS.md). EXIF orientation is ignored, as torchvision's ImageFolder
 
 An image that cannot be decoded breaks a DALI graph for good. The culprits are then found one by one, and the same batch
 is decoded by a new graph with a grey image in their rows, labelled -1. Only the window counts: a torn photo may be
-whole where one lies. So a suspect is tried anew in each of its windows, by itself, before it gets into a batch.
+whole where one lies. So a suspect is tried anew in each of its windows, by itself, before it gets into a batch. It is
+always tried on the CPU: nvJPEG forgives what libjpeg-turbo refuses, and the same rows are to be lost on both.
 """
 
 import ctypes
@@ -25,6 +26,7 @@ import torch
 
 from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request, shown
+from pipeline.data.screen import Screen
 
 
 class Bad(Protocol):
@@ -82,7 +84,7 @@ def images_on_gpu(
     def build(rows: int, depth: int) -> Any:
         return _gpu_graph(rows, decoder, px, std, (interpolation, antialias), device.index, threads, depth)
 
-    for request, (output,) in _held(requests, build, feed, prefetch, bad, device):
+    for request, (output,) in _held(requests, build, feed, decoder, prefetch, bad, device):
         # No copy. NHWC seen as NCHW is channels_last without moving a byte.
         yield request, torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
 
@@ -111,14 +113,20 @@ def renderings_on_gpu(
     def build(rows: int, depth: int) -> Any:
         return _renderings_graph(rows, decoder, renderings, device.index, threads, depth)
 
-    for request, outputs in _held(requests, build, feed, prefetch, bad, device):
+    for request, outputs in _held(requests, build, feed, decoder, prefetch, bad, device):
         rows = range(len(request.ids))
         wanted = outputs[: len(renderings)]  # not the images of a graph that has no rendering
         yield request, [[torch.from_dlpack(output[row]) for row in rows] for output in wanted]
 
 
 def _held(
-    requests: Iterator[Request], build: Build, feed: Feed, prefetch: int, bad: Bad, device: torch.device
+    requests: Iterator[Request],
+    build: Build,
+    feed: Feed,
+    decoder: Decoder,
+    prefetch: int,
+    bad: Bad,
+    device: torch.device,
 ) -> Iterator[tuple[Request, tuple[Any, ...]]]:
     """What `_run` yields, kept from being written again until the GPU has done what the caller asked of it.
 
@@ -131,7 +139,7 @@ def _held(
         return torch.cuda.current_stream(device)
 
     in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
-    for request, outputs in _run(requests, build, feed, prefetch, bad, stream):
+    for request, outputs in _run(requests, build, feed, decoder, prefetch, bad, Screen(torn=True), stream):
         yield request, outputs
         done = torch.cuda.Event()
         done.record(stream())
@@ -155,7 +163,7 @@ def windows_on_cpu(
     def build(rows: int, depth: int) -> Any:
         return _cpu_graph(rows, decoder, threads, depth)
 
-    for request, (windows,) in _run(requests, build, _feed_windows, prefetch, bad):
+    for request, (windows,) in _run(requests, build, _feed_windows, decoder, prefetch, bad, Screen(torn=False)):
         yield request, [np.asarray(windows[row]) for row in range(len(request.ids))]
 
 
@@ -163,13 +171,20 @@ def _run(
     requests: Iterator[Request],
     build: Build,
     feed: Feed,
+    decoder: Decoder,
     prefetch: int,
     bad: Bad,
+    screen: Screen,
     stream: Callable[[], Any] = lambda: None,
 ) -> Iterator[tuple[Request, tuple[Any, ...]]]:
     """Keep `prefetch` requests going in a graph, and a whole graph under them. Yields requests with its outputs."""
-    probe = _Probe(build, feed)
-    requests = (_without_bad(request, bad.suspects(shown(request.ids)), probe, bad) for request in requests)
+
+    def suspects(request: Request) -> np.ndarray:
+        before = bad.suspects(shown(request.ids))
+        return before if decoder.is_raw else before | screen.suspects(request)
+
+    probe = _Probe(decoder)
+    requests = (_without_bad(request, suspects(request), probe, bad) for request in requests)
     waiting = deque(_take(requests, prefetch))  # holds the buffers that DALI reads without copying them
     graph = None
     while waiting:
@@ -212,11 +227,10 @@ def _without_bad(request: Request, doubtful: np.ndarray, probe: "_Probe", bad: B
 
 
 class _Probe:
-    """Tries images one by one, in a graph of one row."""
+    """Tries images one by one, in a graph of one row on the CPU, whose verdict counts on a GPU too."""
 
-    def __init__(self, build: Build, feed: Feed):
-        self.build = build
-        self.feed = feed
+    def __init__(self, decoder: Decoder):
+        self.decoder = decoder
         self.graph: Any = None
 
     def reason(self, request: Request, row: int) -> str:
@@ -232,9 +246,9 @@ class _Probe:
         return reason
 
     def _failure(self, one: Request) -> RuntimeError | None:
-        self.graph = self.graph or self.build(1, 1)
+        self.graph = self.graph or _cpu_graph(1, self.decoder, threads=1, depth=1)
         try:
-            self.feed(self.graph, one)
+            _feed_windows(self.graph, one)
             self.graph.run()
         except RuntimeError as failure:
             self.graph = None

@@ -4,8 +4,7 @@ In: a packed set of JPEGs. Out: two Markdown tables. (1) How far pixels lie from
 and busy CPU cores (which tell whether the GPU decodes), with colour planes enlarged smoothly, as libjpeg-turbo does it,
 and plainly, DALI's default; of windows and of whole images; for each `data.hw_decoder_load`. (2) For each kind of
 damage and each `data.hw_decoder_load`, whether the row was lost, alone in its batch and amid 63 sound photos: the
-answer must not depend on the load or the neighbours. A file without any header comes last: amid others it can crash
-DALI 2.4.
+answer must not depend on the device, the load or the neighbours.
 """
 
 import argparse

@@ -20,9 +20,11 @@ from pipeline.data.dali import Decoder
 from pipeline.data.decode import decode, render
 from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request
+from pipeline.data.screen import Screen
 from pipeline.linting.decode import Told
 from tests.conftest import jpeg, photo
 from tests.data.test_decode import BROKEN, CPU, MEAN, STD, pixels, raw_request, refuse, request
+from tests.data.test_screen import JPEG, SOUND, THUMBNAIL, TORN
 
 PX = 64
 # Top, left, height, width: shrunk, wide and tall, as they are, oblong, enlarged, shrunk one way and enlarged the other.
@@ -79,7 +81,7 @@ def no_events(monkeypatch) -> None:
     """Without a GPU, `_held` has no events to wait for, and none are needed."""
 
     def held(*arguments: Any) -> Any:
-        return dali._run(*arguments[:-1])
+        return dali._run(*arguments[:-1], Screen(torn=True))
 
     monkeypatch.setattr(dali, "_held", held)
 
@@ -189,6 +191,107 @@ def test_a_broken_image_costs_its_row_alone(broken):
     assert torch.equal(gpu[0][1], whole[0][1])
     assert torch.equal(gpu[1][1][0], whole[1][1][0])
     assert (gpu[1][1][1] == 118).all()
+
+
+class Forgiving:
+    """A graph whose decoder makes something of torn photos, as nvJPEG does."""
+
+    def __init__(self, graph: Any):
+        self.graph = graph
+        self.mended = {
+            torn: np.frombuffer(THUMBNAIL if "thumb" in name else JPEG, np.uint8) for name, torn in TORN.items()
+        }
+
+    def feed_input(self, name: str, rows: Any) -> None:
+        if name == "images":
+            rows = [self.mended.get(image.tobytes(), image) for image in rows]
+        self.graph.feed_input(name, rows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.graph, name)
+
+
+@pytest.fixture
+def forgiving(monkeypatch) -> None:
+    for name in ("_gpu_graph", "_renderings_graph"):
+        build = getattr(dali, name)
+        monkeypatch.setattr(dali, name, lambda *given, build=build: Forgiving(build(*given)))
+
+
+def verdicts(
+    images: list[bytes], boxes: list[tuple[int, int, int, int]], **how: Any
+) -> tuple[list[tuple[Request, Any]], list[tuple[Request, Any]], list[list[int]]]:
+    """What the GPU's graph and the CPU's path make of two batches of these images; the ids that each of them lost."""
+    lost: list[list[int]] = []
+    asked = request(images, boxes)
+    gpu, cpu = both([asked] * 2, bad=Told(lambda ids, reasons: lost.append(ids.tolist())), **how)
+    return gpu, cpu, lost
+
+
+SCALES = partial(render, renderings=[Rendering(PX, "bilinear", True)])
+
+
+@pytest.mark.parametrize("work", [decode, SCALES], ids=["windows", "whole images"])
+@pytest.mark.parametrize("name", TORN)
+def test_torn_photos_are_lost_though_the_decoder_forgives_them(name, work, forgiving):
+    """As they are on the CPU's path; their neighbours are what they are beside a sound photo."""
+    boxes = [(0, 0, 300, 400)] * 3
+    gpu, cpu, lost = verdicts([JPEG, TORN[name], SOUND["PNG"]], boxes, work=work)
+    whole, _, _ = verdicts([JPEG, JPEG, SOUND["PNG"]], boxes, work=work)
+    assert lost == [[1]] * 4
+    for (request_gpu, images), (request_cpu, _), (_, sound) in zip(gpu, cpu, whole, strict=True):
+        assert request_gpu.labels.tolist() == request_cpu.labels.tolist() == [0, -1, 2]
+        got, expected = (images, sound) if work is decode else (images[0], sound[0])
+        for row in (0, 2):
+            assert torch.equal(got[row], expected[row])
+        assert (got[1] == 118).all()
+
+
+def test_this_decoder_forgives(forgiving, monkeypatch):
+    """Else the tests around it would show nothing."""
+    monkeypatch.setattr(Screen, "suspects", lambda self, asked: np.zeros(len(asked.ids), bool))
+    for torn in TORN.values():
+        ((done, _),), _ = both([request([JPEG, torn], [(0, 0, 300, 400)] * 2)], bad=Told(lambda ids, reasons: None))
+        assert done.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_torn_photo_is_kept_where_its_window_lies_above_the_tear(whole, forgiving):
+    """As on the CPU's path, with its pixels; a decoder of whole images loses it everywhere."""
+    torn = TORN["cut at 90 %"]
+    boxes = [(10, 20, 100, 90), (220, 20, 80, 90), (10, 20, 100, 90)]
+    gpu, cpu, lost = verdicts([torn, torn, JPEG], boxes, whole=whole)
+    assert lost == [[0, 1] if whole else [1]] * 4
+    for (request_gpu, got), (request_cpu, expected) in zip(gpu, cpu, strict=True):
+        assert request_gpu.labels.tolist() == request_cpu.labels.tolist() == [-1 if whole else 0, -1, 2]
+        require(got - expected, PHOTOS)
+        if not whole:
+            assert torch.equal(got[0], got[2])
+
+
+@pytest.mark.parametrize("padding", [1, 1000, 100_000])
+def test_padding_behind_a_photo_does_not_cost_it(padding, forgiving):
+    gpu, cpu, lost = verdicts([JPEG, JPEG + bytes(padding)], [(0, 0, 300, 400)] * 2)
+    assert lost == []
+    for _, images in gpu + cpu:
+        assert torch.equal(images[0], images[1])
+
+
+def test_when_a_graph_fails_the_cpu_tells_the_culprit(monkeypatch):
+    """Every row is tried by the CPU's decoder; if it finds nothing, the graph's own error is raised."""
+    usual = dali._gpu_graph
+
+    def trouble(**options: Any) -> None:
+        raise RuntimeError("a GPU's own trouble")
+
+    def failing(*given: Any) -> Any:
+        graph = Forgiving(usual(*given))
+        graph.share_outputs = trouble
+        return graph
+
+    monkeypatch.setattr(dali, "_gpu_graph", failing)
+    with pytest.raises(RuntimeError, match="a GPU's own trouble"):
+        both([request([JPEG], [(0, 0, 300, 400)])])
 
 
 @pytest.mark.parametrize("form", [request, raw_request])

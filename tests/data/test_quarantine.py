@@ -125,7 +125,7 @@ def test_want_of_memory_is_no_images_fault(photos, monkeypatch):
         return RuntimeError("cudaErrorMemoryAllocation")
 
     monkeypatch.setattr(dali._Probe, "_failure", refuse_all)
-    probe = dali._Probe(None, None)
+    probe = dali._Probe(dali.Decoder(is_raw=False))
     request = next(iter([broken(np.array([1]), np.array([0]), [np.zeros(3, np.uint8)], _window())]))
     with pytest.raises(RuntimeError, match="cudaErrorMemoryAllocation"):
         probe.reason(request, 0)

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,10 +23,17 @@ from models.build import build
 from pipeline import engine, network, optim
 from pipeline.config import Config, Data, parse
 from pipeline.data import quarantine
+from pipeline.data.dali import Decoder
+from pipeline.data.decode import decode, render
 from pipeline.data.index import QUARANTINE, load
 from pipeline.data.loader import Batch, order_of, train_batches
+from pipeline.data.reader import Reader
+from pipeline.data.rendering import Rendering
+from pipeline.data.request import Request
+from pipeline.data.windows import whole
 from pipeline.evaluation.evaluate import Contender, evaluate
 from pipeline.runtime import Place, Runtime, seed_everything
+from tests.benchmarks.decoding import DAMAGES, LOADS, Told
 from tests.benchmarks.trainers.ours import steps as stepping
 from tests.conftest import group_on, write_set
 
@@ -121,17 +129,56 @@ def test_images_stay_as_they_are_while_they_are_held(thousand):
 
 
 @pytest.mark.gpu
-def test_a_bad_image_in_mid_run_costs_its_row(tmp_path):
-    """As on the CPU: named, labelled -1, and the others are what they were. What decoders forgive may differ."""
-    whole, broken = write_set(tmp_path / "whole", 64), write_set(tmp_path / "broken", 64, broken=[9, 40])
-    data = Data(recipe="inception", pca_std=0, threads=2)
-    for first, second in zip(*(batches(folder, data, CUDA, 16, 8) for folder in (whole, broken)), strict=True):
-        bad = np.isin(second.ids, [9, 40])
-        lost = (second.labels == -1).cpu().numpy()
-        assert not (lost & ~bad).any()
-        assert torch.equal(first.images[torch.from_numpy(~bad)], second.images[torch.from_numpy(~bad)])
-    found = {entry.key for entry in quarantine.read(broken / QUARANTINE)}
-    assert found == {"00009", "00040"}
+@pytest.mark.parametrize("decode_whole", [False, True], ids=["window", "whole"])
+@pytest.mark.parametrize("torn", [{"broken": [9, 40]}, {"torn": range(0, 64, 3)}], ids=["a third", "an eighth"])
+def test_torn_photos_in_mid_run_cost_the_rows_that_they_cost_on_the_cpu(torn, decode_whole, tmp_path):
+    """Named, labelled -1, and the others are what they were, within a level of 255 on average: which of a GPU's
+    decoders takes a photo depends on its batch. Cut by an eighth, a photo is whole in some windows."""
+    sound = write_set(tmp_path / "sound", 64, size_px=(150, 200))
+    damaged = write_set(tmp_path / "damaged", 64, size_px=(150, 200), **torn)
+    data = Data(recipe="inception", pca_std=0, threads=2, decode_whole=decode_whole)
+    runs, told = {}, {}
+    for name, folder, device in (("sound", sound, CUDA), ("cpu", damaged, CPU), ("gpu", damaged, CUDA)):
+        runs[name] = list(batches(folder, data, device, 16, 12))
+        told[name] = sorted(entry.key for entry in quarantine.read(folder / QUARANTINE))
+        (folder / QUARANTINE).unlink(missing_ok=True)
+    lost = 0
+    for first, cpu, gpu in zip(*runs.values(), strict=True):
+        assert torch.equal(cpu.labels, gpu.labels.cpu())
+        kept = gpu.labels >= 0
+        difference = (pixels(first, data) - pixels(gpu, data)).abs().mean(dim=(1, 2, 3))[kept.cpu()]
+        assert difference.max() < 1
+        lost += int((~kept).sum())
+    assert told["sound"] == []
+    assert told["cpu"] == told["gpu"] != []
+    assert 0 < lost < 12 * 16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("hw_load", LOADS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_gpu_loses_the_rows_that_a_cpu_loses(damage, hw_load, make_set):
+    """Alone and amid sound photos, in windows, in windows of whole images, and in renderings."""
+    index, ids = load(make_set("photos", 16, size_px=(200, 300))), np.arange(16)
+    images = Reader(index).read(ids)
+    images[7] = np.frombuffer(DAMAGES[damage](images[7].tobytes()), np.uint8)
+    asked = Request(ids, np.zeros(16, np.int64), images, whole(index.height[ids], index.width[ids]))
+
+    def lost(device: torch.device, request: Request, decode_whole: bool, rendered: bool) -> list[int]:
+        told = Told()
+        how: dict = {"decoder": Decoder(False, decode_whole, hw_load), "device": device, "on_gpu": device == CUDA}
+        how |= {"threads": 4, "prefetch": 1, "bad": told}
+        normal: dict = {"px": 64, "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear", "antialias": True}
+        work = partial(render, renderings=[Rendering(64)]) if rendered else partial(decode, **normal)
+        for done, _ in work(iter([request]), **how):
+            assert done.ids[done.labels < 0].tolist() == told.ids
+        return told.ids
+
+    for rendered, decode_whole in ((False, False), (False, True), (True, False)):
+        for request in (asked, asked.row(7)):
+            cpu, gpu = (lost(device, request, decode_whole, rendered) for device in (CPU, CUDA))
+            assert cpu == gpu, (rendered, decode_whole, len(request.ids))
+            assert cpu in ([], [7])
 
 
 def settings(folder: Path, **train: object) -> Config:

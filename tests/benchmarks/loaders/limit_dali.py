@@ -12,6 +12,7 @@ import torch
 from pipeline.data import dali as ours
 from pipeline.data.loader import train_requests
 from pipeline.data.order import rank_part
+from pipeline.data.screen import Screen
 from pipeline.data.source import Source
 from tests.benchmarks.contest import SEED, Entry, Task, enter
 from tests.benchmarks.loaders.ours import task_of
@@ -52,7 +53,8 @@ def start(task: Task) -> Entry:
     def stream() -> Any:
         return torch.cuda.current_stream() if task.on_gpu else None
 
-    batches = ours._run(cycle(requests), build, ours._feed_windows, data.prefetch, NobodyBad(), stream)
+    screen = Screen(torn=task.on_gpu)
+    batches = ours._run(cycle(requests), build, ours._feed_windows, decoder, data.prefetch, NobodyBad(), screen, stream)
     return Entry((None for _ in batches), data.prefetch + 1, f"DALI {dali.__version__}", makes_batches=False)
 
 
