@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         print(f"error: {missing}: {sys.executable} lacks it. Run make install, then .venv/bin/python", file=sys.stderr)
         sys.exit(EXIT_CODE)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -68,6 +71,30 @@ def _leave_for_torchrun(error: str) -> None:
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM, by number."""
 
+    @property
+    def number(self) -> int:
+        return int(self.args[0])
+
+
+@contextmanager
+def told_when_interrupted() -> Iterator[None]:
+    """The first SIGINT or SIGTERM raises Interrupted; later ones do nothing. The body may catch it and finish its work:
+    it is raised again at the end."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        came.append(number)
+        _interrupt(number, frame)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+        if came:
+            raise Interrupted(came[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 def run_pool(module: str, work: Callable[[Any], int], interrupted_says: str) -> int:
     """The exit code of `work(module)`, which keeps a pool of processes busy. A mistake is told in one message; SIGINT
@@ -85,7 +112,7 @@ def run_pool(module: str, work: Callable[[Any], int], interrupted_says: str) -> 
         return EXIT_CODE
     except Interrupted as interrupted:
         print(f"interrupted: {interrupted_says}", file=sys.stderr)
-        return 128 + int(interrupted.args[0])
+        return 128 + interrupted.number
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
