@@ -9,14 +9,15 @@
 #   PHOTOS    tar (or folder) of class folders in train/, validation/ and test/, or in the first two
 #   CIFAR     the same of CIFAR-10 in train/ and test/
 #   PACKAGES  folder of wheels, or of packages that are unpacked already, that this machine's Python lacks
-#   PYTHON    default python3; WORK default /tmp/tencrop; BATCHES, IMAGES, WORDS: to make it small
+#   PYTHON    default python3; WORK default /tmp/tencrop; BATCHES, IMAGES, WORDS (of a config): to make it small
 #   ROUNDS    turns of each contestant (3); CORES threads or workers of each (all)
 #
 # Every part can be run alone and takes less than nine minutes. A command that fails or takes longer than LIMIT_S does not
 # stop the next; launch.bench then tells what its whole rounds gave, and the exit code tells that something was missing. A
-# part leaves eight files at most, each of them small. CPU=1 runs without a GPU, to try the script.
+# part leaves eight files at most, each of them small. CPU=1 runs without a GPU, to try the script; SLOWER=4 gives all limits
+# four times.
 set -uo pipefail
-if [ $# -lt 1 ]; then sed -n '2,20p' "$0" >&2; exit 2; fi
+if [ $# -lt 1 ]; then sed -n '2,21p' "$0" >&2; exit 2; fi
 OUT=$1; shift
 PARTS=${*:-check first decoding step loader train evaluate learn tune}
 for part in $PARTS; do
@@ -26,7 +27,7 @@ export PYTHON=${PYTHON:-python3} WANDB_MODE=offline
 WORK=${WORK:-/tmp/tencrop}
 # Seconds that a command may take. A part has PART_S, so the last of its commands may get less, and each KILL_S more to tell
 # what it has.
-PART_S=515 KILL_S=15
+PART_S=$((515 * ${SLOWER:-1})) KILL_S=15
 declare -A LIMIT_S=(
   [pack]=60 [tests]=450
   [kernels]=45 [loader-first]=130 [first-alexnet_2012]=100 [first-vgg16]=100 [saving]=45
@@ -84,7 +85,7 @@ unpacked() { # TAR|FOLDER NAME: where its class folders are
   echo "$WORK/$2"
 }
 limited() { # NAME COMMAND...: ended by SIGTERM after LIMIT_S[NAME], or when its part has no time left
-  local name=$1 most=${LIMIT_S[$1]} left=$((PART_S - SECONDS)) status; shift
+  local name=$1 most=$((LIMIT_S[$1] * ${SLOWER:-1})) left=$((PART_S - SECONDS)) status; shift
   if [ $left -lt 10 ]; then echo "$name: left out, the part has no time left"; return 1; fi
   [ $most -lt $left ] || most=$left
   timeout --foreground -s TERM -k $KILL_S $most "$@"
