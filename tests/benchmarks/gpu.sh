@@ -17,7 +17,7 @@
 # part leaves eight files at most, each of them small. CPU=1 runs without a GPU, to try the script; SLOWER=4 gives all limits
 # four times.
 set -uo pipefail
-if [ $# -lt 1 ]; then sed -n '2,21p' "$0" >&2; exit 2; fi
+if [ $# -lt 1 ]; then sed -n '2,18p' "$0" >&2; exit 2; fi
 OUT=$1; shift
 PARTS=${*:-check first decoding step loader train evaluate learn tune}
 for part in $PARTS; do
@@ -148,7 +148,7 @@ step() {
 loader() {
   local hardware=,ours_on_cpu,ours_hardware0,ours_hardware50,ours_hardware80,ours_hardware100
   [ -n "${CPU:-}" ] && hardware=
-  contest loader all --batch 256 --contestants "ours,ours_short256,ours_raw256,ours_whole$hardware,dali_reader,limit_dali,\
+  contest loader all --batch "${BATCHES:-256}" --contestants "ours,ours_short256,ours_raw256,ours_whole$hardware,dali_reader,limit_dali,\
 limit_dali_whole,limit_dali_short256,limit_dali_raw256"
 }
 train() { # all contestants of one contest are in the GPU's memory at once
