@@ -191,6 +191,7 @@ runs() { # PART NAME...: points and scores of these runs in one archive, and a p
   for name; do [ ! -e "$WORK/runs/$name/metrics.jsonl" ] || found+=("$name"); done
   [ ${#found[@]} -gt 0 ] || return
   (cd "$WORK/runs" && find "${found[@]}" -maxdepth 1 -name "*.json*" -print0 | tar -czf "$OUT/$part.tar.gz" --null -T -)
+  "$PYTHON" -c "import matplotlib" 2> /dev/null || { echo "no picture: matplotlib is not installed"; return 0; }
   limited curves "$PYTHON" -m tests.benchmarks.plot curves "${found[@]/#/$WORK/runs/}" "$OUT/$part.png"
 }
 learn() {
@@ -218,9 +219,9 @@ tune() {
 
 failed=
 for part in $PARTS; do
-  SECONDS=0
   echo "== $part"
   ( "$part" ) 2>&1 | "$PYTHON" -m tests.benchmarks.short_log "$OUT/$part.md" || failed="$failed $part"
   echo "== $part took $SECONDS s" | tee -a "$OUT/$part.md"
+  SECONDS=0 # not sooner: what came before the first part counts as its own
 done
 if [ -n "$failed" ]; then echo "error: these failed:$failed" >&2; exit 1; fi
