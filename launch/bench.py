@@ -8,6 +8,7 @@ python -m launch.bench evaluate --set data/photos/validation   # views against t
 python -m launch.bench startup                                 # start, memory and order at 1.28 M images
 
 On a GPU where there is one, else on the CPU. Tables are Markdown. --json writes all figures, --plot a picture.
+Ctrl-C and SIGTERM cut a part (but startup) short: it still writes what its whole rounds gave, and how many there were.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.command import run_command
+from launch.command import run_command, told_when_interrupted
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import require_file
 
@@ -47,13 +48,16 @@ def main() -> None:
         require_file("--plot", plot)
         require(plot)
     if what == "all":
-        _all(wanted, to_json, plot)
+        with told_when_interrupted():
+            _all(wanted, to_json, plot)
         return
     from tests.benchmarks.loader import machine
     from tests.benchmarks.rows import finish
 
-    rows, facts = _measures(what)(wanted)
-    finish(rows, {what: facts}, machine(), to_json, plot, _say)
+    measure = _measures(what)  # imports before the signals are caught: NumPy's makes an ImportError of an interrupt
+    with told_when_interrupted():
+        rows, facts = measure(wanted)
+        finish(rows, {what: facts}, machine(), to_json, plot, _say)
 
 
 def _measures(what: str) -> Callable[[dict[str, Any]], tuple[list, dict]]:
@@ -95,23 +99,35 @@ def _all(wanted: dict[str, Any], to_json: Path | None, plot: Path | None) -> Non
     views = ["evaluate", f"--set={packed}", f"--images={2048 if on_gpu else 64}", *rounds]
     commands += [[*views, f"--model={network}"] for network in networks]
     rows, parts, failed = [], {}, []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
             for number, command in enumerate(commands):
                 _say(f"\n== {number + 1} of {len(commands)}: launch.bench {' '.join(command)}")
                 out = Path(folder) / f"{number}.json"
-                done = subprocess.run([sys.executable, "-m", "launch.bench", *command, f"--json={out}"], check=False)
-                if done.returncode:
-                    failed.append(f"launch.bench {' '.join(command)} (exit code {done.returncode})")
-                    continue
-                facts = json.loads(out.read_text())
-                parts[" ".join(command)] = facts["parts"]
-                for row in facts["rows"]:
-                    rows.append(Row(row["part"], row["what"], row["rates"], row["limits"], row["unit"]))
-    finally:  # what was measured is not lost with what was not
-        finish(rows, parts, machine(), to_json, plot, _say)
+                try:
+                    if code := _run([sys.executable, "-m", "launch.bench", *command, f"--json={out}"]):
+                        failed.append(f"launch.bench {' '.join(command)} (exit code {code})")
+                finally:
+                    if out.exists():
+                        facts = json.loads(out.read_text())
+                        parts[" ".join(command)] = facts["parts"]
+                        for row in facts["rows"]:
+                            rows.append(Row(row["part"], row["what"], row["rates"], row["limits"], row["unit"]))
+        finally:  # what was measured is not lost with what was not
+            finish(rows, parts, machine(), to_json, plot, _say)
     if failed:
         raise UserError(f"these failed, see above; the rest is as asked for: {'; '.join(failed)}")
+
+
+def _run(command: list[str]) -> int:
+    """Its exit code. An interrupt is passed on to it, and it gets the time to write what it has."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:

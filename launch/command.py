@@ -4,7 +4,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from launch import failure
@@ -22,6 +23,8 @@ def run_command(main: Callable[[], None]) -> None:
     code, under_torchrun = 0, "RANK" in os.environ
     try:
         main()
+    except Interrupted as interrupted:
+        code = 128 + interrupted.number
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
@@ -61,6 +64,30 @@ def _leave(code: int) -> None:
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM, by number."""
 
+    @property
+    def number(self) -> int:
+        return int(self.args[0])
+
+
+@contextmanager
+def told_when_interrupted() -> Iterator[None]:
+    """The first SIGINT or SIGTERM raises Interrupted; later ones do nothing. The body may catch it and finish its work:
+    it is raised again at the end."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        came.append(number)
+        _interrupt(number, frame)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+        if came:
+            raise Interrupted(came[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 def run_pool(module: str, work: Callable[[Any], int], interrupted_says: str) -> int:
     """The exit code of `work(module)`, which keeps a pool of processes busy. A mistake is told in one message; SIGINT
@@ -78,7 +105,7 @@ def run_pool(module: str, work: Callable[[Any], int], interrupted_says: str) -> 
         return EXIT_CODE
     except Interrupted as interrupted:
         print(f"interrupted: {interrupted_says}", file=sys.stderr)
-        return 128 + int(interrupted.args[0])
+        return 128 + interrupted.number
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,7 +6,7 @@ alone. Views rotate from round to round. Weights are random: time does not depen
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -46,28 +46,35 @@ class Race:
 
 
 def measure(wanted: Race, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Any]]:
-    """The views' rows, and {view: {ours, forward, decoding: images/s of each round}} beside what was asked for."""
+    """The views' rows, and {view: {ours, forward, decoding: images/s of each round}} beside what was asked for.
+    After an interrupt, of the whole rounds before it."""
     config = parse(
         {"model": {"name": wanted.model}, "evaluation": {"views": list(wanted.views)}}, "launch.bench evaluate"
     )
     index = _first(load(wanted.set), wanted.images)
-    rates: dict[str, dict[str, list[float]]] = {view: {} for view in wanted.views}
+    rounds: list[dict[str, dict[str, float]]] = []
+    cut = ""
     with start() as runtime:
-        turns = {view: _turns(view, wanted, config, index, runtime) for view in wanted.views}
-        for number in range(wanted.rounds + 1):  # the first is not counted
-            first = number % len(turns)
-            for view in (*wanted.views[first:], *wanted.views[:first]):
-                for name, turn in turns[view].items():
-                    seconds = _timed(turn, runtime)
-                    if number:
-                        rates[view].setdefault(name, []).append(len(index) / seconds)
-            say(f"round {number} of {wanted.rounds}")
-    say(f"\n{wanted.model}, {len(index)} images of {wanted.set}\n\n{table(rates, config)}\n")
+        try:
+            for number, seconds in enumerate(_rounds(wanted, config, index, runtime)):
+                if number:  # the first warms up
+                    rounds.append(seconds)
+                say(f"round {number} of {wanted.rounds}")
+        except KeyboardInterrupt:
+            cut = f"{wanted.model}: cut after {len(rounds)} of {wanted.rounds} rounds"
+    rates = {
+        view: {name: [len(index) / seconds[view][name] for seconds in rounds] for name in rounds[0][view]}
+        for view in (wanted.views if rounds else ())
+    }
+    if rates:
+        say(f"\n{wanted.model}, {len(index)} images of {wanted.set}\n\n{table(rates, config)}\n")
+    if cut:
+        say(cut)
     rows = [
         Row("evaluate", f"{wanted.model}: {view}", found[OURS], {name: found[name] for name in (FORWARD, DECODING)})
         for view, found in rates.items()
     ]
-    return rows, {"race": asdict(wanted), "images_per_s": rates}
+    return rows, {"race": asdict(wanted), "images_per_s": rates, "cut": cut}
 
 
 def table(rates: dict[str, dict[str, list[float]]], config: Config) -> str:
@@ -84,6 +91,17 @@ def table(rates: dict[str, dict[str, list[float]]], config: Config) -> str:
         number = len(looks(view, config.data.scales()))
         lines.append(f"| {view} | {number} | {' | '.join(cells)} | {spread(ratios, '.2f')} |")
     return "\n".join(lines)
+
+
+def _rounds(wanted: Race, config: Config, index: Index, runtime: Runtime) -> Iterator[dict[str, dict[str, float]]]:
+    """Of each round, the first to warm up, the seconds that each view's turns took."""
+    turns = {view: _turns(view, wanted, config, index, runtime) for view in wanted.views}
+    for number in range(wanted.rounds + 1):
+        first = number % len(turns)
+        yield {
+            view: {name: _timed(turn, runtime) for name, turn in turns[view].items()}
+            for view in (*wanted.views[first:], *wanted.views[:first])
+        }
 
 
 def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runtime) -> dict[str, Callable[[], object]]:

@@ -45,6 +45,8 @@ def table(what: str, events) -> str:
     begin, end = float("inf"), 0.0
     for event in events:
         if event.device_type == DeviceType.CUDA:
+            if event.is_user_annotation:  # such as Optimizer.step, which spans kernels that are counted themselves
+                continue
             kernels[event.name] += event.time_range.elapsed_us()
             counts[event.name] += 1
             begin, end = min(begin, event.time_range.start), max(end, event.time_range.end)

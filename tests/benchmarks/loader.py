@@ -5,7 +5,6 @@ In: a folder of photos. Out: Markdown tables, one a size of photos, and all turn
 
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pipeline.errors import UserError
 from tests.benchmarks.asked import require_count, require_network
 from tests.benchmarks.contest import Task, words
 from tests.benchmarks.prepare import ROOT, SIZES, NotPrepared, claim, class_folders, prepare
-from tests.benchmarks.rounds import LOADERS, REFERENCE, TRAINERS, Contestant, Process, Result, race
+from tests.benchmarks.rounds import LOADERS, NO_ROUND, REFERENCE, TRAINERS, Contestant, Process, Result, race
 from tests.benchmarks.rows import Row
 
 MIN_TURN_S = 1.0
@@ -84,21 +83,29 @@ def device() -> str:
 
 
 def contest(wanted: Contest, say: Callable[[str], None]) -> tuple[list[Row], dict]:
-    """Run it. The tables are said; returned are the rows of ours, and all turns by size and contestant."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped contestants must not outlive their driver
+    """Run it. The tables are said; returned are the rows of ours, and all turns by size and contestant. After an
+    interrupt, of the whole rounds before it."""
     images = class_folders(wanted.photos)
     claim(wanted.work, images)
     rows: list[Row] = []
     facts: dict[str, dict] = {}
+    cut = ""
     for size in wanted.sizes:
-        results = _of_size(wanted, size, images, say)
+        try:
+            results, num_rounds = _of_size(wanted, size, images, say)
+        except KeyboardInterrupt:  # while its files were made
+            results, num_rounds = {name: Result(failed=NO_ROUND) for name in wanted.field()}, 0
         what = f"{wanted.model}, {size}" if wanted.kind == "train" else size
-        say(f"\n{what}, {wanted.cores} cores, batches of {wanted.rows}, {wanted.rounds} rounds\n\n{table(results)}\n")
+        say(f"\n{what}, {wanted.cores} cores, batches of {wanted.rows}, {num_rounds} rounds\n\n{table(results)}\n")
         facts[size] = {name: asdict(result) for name, result in results.items()}
         rows += rows_of(wanted, what, results)
-    if not any(result["images"] for of_size in facts.values() for result in of_size.values()):
+        if num_rounds < wanted.rounds:
+            cut = f"{what}: cut after {num_rounds} of {wanted.rounds} rounds"
+            say(cut)
+            break
+    if not cut and not any(result["images"] for of_size in facts.values() for result in of_size.values()):
         raise UserError("no contestant could run; the table says why")
-    return rows, {"contest": asdict(wanted), "results": facts}
+    return rows, {"contest": asdict(wanted), "results": facts, "cut": cut}
 
 
 def rows_of(wanted: Contest, what: str, results: dict[str, Result]) -> list[Row]:
@@ -121,7 +128,8 @@ def environment(cores: int) -> dict[str, str]:
     }
 
 
-def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None]) -> dict[str, Result]:
+def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None]) -> tuple[dict[str, Result], int]:
+    """Of each contestant, and the number of whole rounds."""
     begin: dict[str, Callable[[], Process]] = {}
     missing: dict[str, str] = {}
     logs = wanted.work / size / "logs"
@@ -147,8 +155,8 @@ def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None
         task = Task(folder, wanted.cores, device(), wanted.rows, wanted.model, contestant.settings)
         command = [python, "-m", f"tests.benchmarks.{contestant.module}", *words(task)]
         begin[name] = partial(Process, command, surroundings, ROOT, logs / f"{wanted.kind}-{name}.log")
-    raced = race(begin, wanted.rounds, wanted.least, wanted.min_turn_s, say)
-    return {name: raced.get(name) or Result(failed=missing[name]) for name in wanted.field()}
+    raced, num_rounds = race(begin, wanted.rounds, wanted.least, wanted.min_turn_s, say)
+    return {name: raced.get(name) or Result(failed=missing[name]) for name in wanted.field()}, num_rounds
 
 
 def table(results: dict[str, Result]) -> str:

@@ -1,7 +1,8 @@
 """The driver: contestants as living processes that take turns, one at a time, in rotated order.
 
 In: a command line for each contestant. Out: per contestant its versions and turns, or why it failed. Between its turns
-a contestant is stopped (SIGSTOP), so that what it would prepare ahead takes no time from the others.
+a contestant is stopped (SIGSTOP), so that what it would prepare ahead takes no time from the others. An interrupt ends
+the race, and the rounds that all went through are kept.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 START_LIMIT_S = 600.0
 TURN_LIMIT_S = 600.0
+NO_ROUND = "no whole round before the cut"
 
 
 class Contestant(NamedTuple):
@@ -172,8 +174,9 @@ def race(
     num_images: int,
     min_turn_s: float,
     say: Callable[[str], None],
-) -> dict[str, Result]:
-    """Rounds in which each contestant takes a turn of at least `num_images`, and about `min_turn_s`.
+) -> tuple[dict[str, Result], int]:
+    """Rounds in which each contestant takes a turn of at least `num_images`, and about `min_turn_s`. With the results,
+    how many whole rounds there were: fewer than `num_rounds` after a KeyboardInterrupt, which is caught here.
 
     A turn that is not counted comes first, and says how many images take `min_turn_s`. One that fails is left out from
     there on.
@@ -181,32 +184,53 @@ def race(
     results = {name: Result() for name in begin}
     living: dict[str, Process] = {}
     share: dict[str, int] = {}
+    rounds: list[dict[str, tuple[int, float]]] = []
     try:
-        for name, begin_one in begin.items():
-            say(f"starting {name}")
-            try:
-                living[name] = begin_one()
-                results[name].versions = living[name].hear(START_LIMIT_S)["versions"]
-                images, seconds = living[name].turn(num_images)
-                share[name] = max(num_images, int(min_turn_s * images / seconds))
-            except Failed as reason:
-                _drop(name, str(reason), results, living)
-        for number in range(num_rounds):
-            start_s = time.monotonic()
-            names = list(living)
-            first = number % max(1, len(names))
-            for name in names[first:] + names[:first]:
+        try:
+            for name, begin_one in begin.items():
+                say(f"starting {name}")
                 try:
-                    images, seconds = living[name].turn(share[name])
-                    results[name].images.append(images)
-                    results[name].seconds.append(seconds)
+                    living[name] = begin_one()
+                    results[name].versions = living[name].hear(START_LIMIT_S)["versions"]
+                    images, seconds = living[name].turn(num_images)
+                    share[name] = max(num_images, int(min_turn_s * images / seconds))
                 except Failed as reason:
                     _drop(name, str(reason), results, living)
-            say(f"round {number + 1} of {num_rounds}: {time.monotonic() - start_s:.0f} s")
-    finally:
-        for process in living.values():
-            process.end()
-    return results
+            for number in range(num_rounds):
+                start_s = time.monotonic()
+                rounds.append(_round(number, share, results, living))
+                say(f"round {number + 1} of {num_rounds}: {time.monotonic() - start_s:.0f} s")
+        finally:
+            _end(living)
+    except KeyboardInterrupt:
+        _end(living)  # those that it kept from being ended
+        for name, result in results.items():
+            if not any(name in turns for turns in rounds):
+                result.failed = result.failed or NO_ROUND
+    for turns in rounds:
+        for name, (images, seconds) in turns.items():
+            results[name].images.append(images)
+            results[name].seconds.append(seconds)
+    return results, len(rounds)
+
+
+def _round(
+    number: int, share: dict[str, int], results: dict[str, Result], living: dict[str, Process]
+) -> dict[str, tuple[int, float]]:
+    """(images, seconds) of the turns of all that live."""
+    names, turns = list(living), {}
+    first = number % max(1, len(names))
+    for name in names[first:] + names[:first]:
+        try:
+            turns[name] = living[name].turn(share[name])
+        except Failed as reason:
+            _drop(name, str(reason), results, living)
+    return turns
+
+
+def _end(living: dict[str, Process]) -> None:
+    for process in living.values():
+        process.end()
 
 
 def _drop(name: str, reason: str, results: dict[str, Result], living: dict[str, Process]) -> None:

@@ -9,7 +9,7 @@ on one batch that stays on the device.
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import Any
@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.runtime import Runtime, start
 from tests.benchmarks.asked import require_count, require_network
 from tests.benchmarks.contest import CROP_PX, LR
+from tests.benchmarks.rounds import NO_ROUND
 from tests.benchmarks.rows import Row, spread
 from tests.benchmarks.trainers.limit_step import batch_on
 from tests.benchmarks.trainers.ours import NUM_CLASSES, steps
@@ -90,45 +91,51 @@ class Steps:
 
 @dataclass
 class Turn:
-    """One thing that is timed: `work()` does `amount` of `unit`; rates are amounts a second, one a round."""
+    """One thing that is timed: `work()` does `amount` of something; rates are amounts a second."""
 
     work: Callable[[], object]
     amount: float
     times: int = 1  # calls a turn
-    rates: list[float] | None = None
 
 
 def measure(wanted: Steps, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Any]]:
-    """The rows of the best batch of each network, and all figures."""
+    """The rows of the best batch of each network, and all figures; after an interrupt, of the whole rounds before."""
     rows: list[Row] = []
-    facts: dict[str, Any] = {"wanted": asdict(wanted), "networks": {}}
+    facts: dict[str, Any] = {"wanted": asdict(wanted), "networks": {}, "cut": ""}
+    macs_of = {
+        name: sum(row.num_macs for row in summarize(build(name, NUM_CLASSES), CROP_PX)) for name in wanted.networks
+    }
     with start() as runtime:
         precision = torch.bfloat16 if runtime.on_gpu else torch.float32
         limits = {name: Turn(*what) for name, what in _limits(runtime.device, precision).items()}
         for network in wanted.networks:
-            macs = sum(row.num_macs for row in summarize(build(network, NUM_CLASSES), CROP_PX))
+            if facts["cut"]:
+                say(f"{network}: {NO_ROUND}")
+                continue
             found: dict[int, dict[str, list[float]]] = {}
             for batch in wanted.batches_of(network, runtime.on_gpu):
-                try:
-                    turns = _turns(network, batch, wanted, runtime)
-                    race = limits | turns
-                    _race(race, wanted, runtime)
-                except torch.OutOfMemoryError:
-                    say(f"{network}, {batch} images: no room on this device")
+                what, rounds = f"{network}, {batch} images", []
+                if facts["cut"]:
+                    say(f"{what}: {NO_ROUND}")
                     continue
-                finally:
-                    turns = {}
-                    gc.collect()
-                    if runtime.on_gpu:
-                        torch.cuda.empty_cache()
-                found[batch] = {name: list(turn.rates or ()) for name, turn in race.items()}
-                say(f"{network}, {batch} images: done")
+                try:
+                    for rates in _race(limits, network, batch, wanted, runtime):
+                        rounds.append(rates)
+                except torch.OutOfMemoryError:
+                    say(f"{what}: no room on this device")
+                    continue
+                except KeyboardInterrupt:
+                    facts["cut"] = f"{what}: cut after {len(rounds)} of {wanted.rounds} rounds"
+                say(facts["cut"] or f"{what}: done")
+                if rounds:
+                    found[batch] = {name: [rates[name] for rates in rounds] for name in rounds[0]}
             if not found:
                 continue
+            macs = macs_of[network]
             facts["networks"][network] = {"macs": macs, "rates": found}
             say(f"\n{table(network, macs, found)}\n")
             rows += rows_of(network, macs, found)
-    if not rows:
+    if not rows and not facts["cut"]:
         raise UserError("no network had room on this device. Give smaller --batches")
     return rows, facts
 
@@ -245,19 +252,25 @@ def _bare(network: str, batch: int, runtime: Runtime) -> Callable[[], object]:
     return step
 
 
-def _race(turns: dict[str, Turn], wanted: Steps, runtime: Runtime) -> None:
-    """Warm up, choose how many calls make a turn, then take turns in rotated order."""
+def _race(
+    limits: dict[str, Turn], network: str, batch: int, wanted: Steps, runtime: Runtime
+) -> Iterator[dict[str, float]]:
+    """Warm up, choose how many calls make a turn, then take turns in rotated order. Yields the rates of each round."""
+    gc.collect()  # what came before
+    if runtime.on_gpu:
+        torch.cuda.empty_cache()
+    turns = limits | _turns(network, batch, wanted, runtime)
     for turn in turns.values():
         turn.work()  # compiles, tunes
-        turn.rates, turn.times = [], 1
+        turn.times = 1
         turn.times = max(1, round(wanted.min_turn_s / min(_seconds(turn, runtime) for _ in range(3))))
     names = list(turns)
     for number in range(wanted.rounds):
-        first = number % len(names)
+        first, rates = number % len(names), {}
         for name in names[first:] + names[:first]:
             turn = turns[name]
-            assert turn.rates is not None
-            turn.rates.append(turn.times * turn.amount / _seconds(turn, runtime))
+            rates[name] = turn.times * turn.amount / _seconds(turn, runtime)
+        yield {name: rates[name] for name in names}
 
 
 def _seconds(turn: Turn, runtime: Runtime) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import jpeg, photo, refused
 
-from tests.benchmarks.rounds import Process, race
+from tests.benchmarks import evaluation, step
+from tests.benchmarks.rounds import NO_ROUND, Process, race
 from tests.benchmarks.rows import Row, table
+from tests.benchmarks.short_log import shortened
 
 ROOT = Path(__file__).parents[2]
 # Answers as a contestant does; leaves in its second counted turn if told so.
@@ -149,13 +152,123 @@ def test_one_that_ends_is_left_out_with_its_last_words(tmp_path):
     def begin(name: str, turns: int) -> Process:
         return Process([sys.executable, "-c", FAKE, str(turns)], dict(os.environ), ROOT, tmp_path / name)
 
-    results = race(
+    results, num_rounds = race(
         {name: partial(begin, name, turns) for name, turns in (("stays", 99), ("leaves", 2))}, 3, 10, 1, print
     )
+    assert num_rounds == 3
     assert results["stays"].rates == [40, 40, 40]  # the first turn told that 20 images take a second
     assert results["stays"].versions == "fake 1"
     assert results["leaves"].failed == "ended: had enough"
     assert len(results["leaves"].rates) == 1
+
+
+def test_a_race_that_is_cut_keeps_its_whole_rounds(tmp_path):
+    begun: list[Process] = []
+
+    def begin(name: str) -> Process:
+        begun.append(Process([sys.executable, "-c", FAKE, "99"], dict(os.environ), ROOT, tmp_path / name))
+        if name == "last":
+            turn = begun[-1].turn
+            turns = iter(range(99))
+            begun[-1].turn = lambda number: interrupt() if next(turns) == cut_at else turn(number)  # type: ignore[method-assign]
+        return begun[-1]
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    names = ("first", "last")
+    cut_at = 3  # its third counted turn
+    results, num_rounds = race({name: partial(begin, name) for name in names}, 5, 10, 1, print)
+    assert (num_rounds, [len(results[name].rates) for name in names]) == (2, [2, 2])
+    assert all(process.process.returncode is not None for process in begun)
+    cut_at = 0  # before anything counts
+    results, num_rounds = race({name: partial(begin, name) for name in names}, 5, 10, 1, print)
+    assert (num_rounds, {results[name].failed for name in names}) == (0, {NO_ROUND})
+
+
+def cut(signal_number: int, words: list[str], line: str) -> tuple[int, str]:
+    """Exit code and output of `launch.bench WORDS`, sent that signal once it has said `line`."""
+    command = [sys.executable, "-m", "launch.bench", *words]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    said = []
+    for text in process.stdout:
+        said.append(text)
+        if text.startswith(line):
+            process.send_signal(signal_number)
+    return process.wait(timeout=60), "".join(said)
+
+
+@pytest.mark.slow
+def test_a_contest_that_is_cut_tells_what_it_has(photos, tmp_path):
+    out = tmp_path / "loader.json"
+    words = ["loader", "--photos", str(photos), "--work", str(tmp_path / "work"), "--json", str(out)]
+    words += ["--sizes", "original", "--contestants", "ours,limit_dali,ffcv_raw", "--rounds", "1000", "--images", "64"]
+    code, said = cut(signal.SIGTERM, [*words, "--min-turn-s", "0", "--cores", "1"], "round 2 of 1000")
+    assert code == 143, said
+    facts = json.loads(out.read_text())
+    results = facts["parts"]["loader"]["results"]["original"]
+    (num_rounds,) = {len(results[name]["images"]) for name in ("ours", "limit_dali")}
+    assert 2 <= num_rounds < 1000
+    cut_line = f"original: cut after {num_rounds} of 1000 rounds"
+    assert cut_line in said.splitlines()
+    assert facts["parts"]["loader"]["cut"] == cut_line
+    assert "| ours | DALI" in said
+    assert "| ffcv_raw | not installed" in said
+    assert [row["what"] for row in facts["rows"]] == ["original: ours"]
+
+    code, said = cut(signal.SIGINT, words, "starting limit_dali")
+    assert code == 130, said
+    assert f"| ours | {NO_ROUND} |" in said
+    assert f"| limit_dali | {NO_ROUND} |" in said
+    assert json.loads(out.read_text())["parts"]["loader"]["cut"] == "original: cut after 0 of 1000 rounds"
+
+
+def test_steps_and_views_that_are_cut_tell_what_they_have(monkeypatch, tmp_path, held_out):
+    def interrupted_in(number: int):
+        """A clock that is interrupted when it is asked to time a turn for the so manieth time."""
+        calls = iter(range(10**6))
+
+        def seconds(turn, runtime) -> float:
+            if next(calls) == number:
+                raise KeyboardInterrupt
+            return 0.5
+
+        return seconds
+
+    work = {name: step.Turn(lambda: None, 4) for name in (step.OURS, step.BARE)}
+    monkeypatch.setattr(
+        step, "_limits", lambda *_: {"matrix product": (lambda: None, 1e9), "memory copy": (lambda: None, 1e9)}
+    )
+    monkeypatch.setattr(step, "_turns", lambda *_: work)
+    monkeypatch.setattr(step, "_seconds", interrupted_in(4 * 3 + 2 * 4 + 1))  # in the third round
+    said: list[str] = []
+    rows, facts = step.measure(step.Steps(("alexnet", "alexnet_2012"), batches=(4, 5), rounds=3), said.append)
+    assert [row.part for row in rows] == ["step", "engine"]
+    assert {len(rates) for rates in facts["networks"]["alexnet"]["rates"][4].values()} == {2}
+    assert facts["cut"] == "alexnet, 4 images: cut after 2 of 3 rounds"
+    assert [line for line in said if NO_ROUND in line] == [
+        f"alexnet, 5 images: {NO_ROUND}",
+        f"alexnet_2012: {NO_ROUND}",
+    ]
+
+    monkeypatch.setattr(evaluation, "_turns", lambda *_: dict.fromkeys(("ours", "network alone", "decoding alone")))
+    wanted = evaluation.Race(str(held_out), views=("centre", "ten"), rounds=3, images=3)
+    for number, of_rounds, num_rows in ((6 * 2 + 1, 1, 2), (1, 0, 0)):
+        monkeypatch.setattr(evaluation, "_timed", interrupted_in(number))
+        rows, facts = evaluation.measure(wanted, said.append)
+        assert len(rows) == num_rows
+        assert said[-1] == facts["cut"] == f"alexnet: cut after {of_rounds} of 3 rounds"
+
+
+def test_a_log_keeps_few_of_a_warning_and_all_of_a_table():
+    lines = ["| a | 1 |\n", *(f"[dali.cc:{n}] Warning: image {n} is odd\n" for n in range(9)), "step 1\n", "step 2\n"]
+    kept = list(shortened(lines))
+    assert kept == [*lines[:4], *lines[-2:], "(6 lines left out: repeated warnings, or too much for a log)\n"]
+    kept = list(shortened(["x\n"] * 99 + ["| warn |\n"] * 9, most_bytes=10))
+    assert kept[:-1] == ["x\n"] * 6 + ["| warn |\n"] * 9
 
 
 def test_what_makes_no_sense_is_refused(photos, tmp_path):
