@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import checkpoint, network
+from pipeline import builds, checkpoint, network
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse
 from pipeline.data import quarantine
@@ -44,6 +44,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
         raise UserError(
             "data.train is not set: give the folder of a packed set, for example data.train=data/mine/train"
         )
+    builds.require_dali()
     network.check(config.model, config.data)
     config.train.split(world)
     index = load_index(config.data.train, verify, config.data.cache.expanduser())
