@@ -77,9 +77,10 @@ def _require_driver(machine: Driver, needed: dict[str, int], problem: str) -> No
     newer = [name for name, cuda in needed.items() if cuda > machine.cuda[0]]
     if newer:
         cuda = max(needed[name] for name in newer)
+        names = f"{' and '.join(newer)} need{'s' if len(newer) == 1 else ''}"
         raise UserError(
             f"{problem} the driver supports CUDA up to {machine.cuda[0]}.{machine.cuda[1]}, and "
-            f"{' and '.join(newer)} need CUDA {cuda}, so driver {DRIVERS[cuda]} or newer. {_install(machine)}. {ON_CPU}"
+            f"{names} CUDA {cuda}, so driver {DRIVERS[cuda]} or newer. {_install(machine)}. {ON_CPU}"
         )
 
 

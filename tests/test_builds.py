@@ -103,7 +103,9 @@ def test_dali_must_run_on_the_driver_that_torch_runs_on(nvidia_smi, monkeypatch)
     installed(monkeypatch, "12.8", cuda120=12)
     assert runtime.has_gpu()
     installed(monkeypatch, "12.8", cuda130=13)
-    with pytest.raises(UserError, match=r"DALI cannot: the driver supports CUDA up to 12.8, and nvidia-dali-cuda130"):
+    with pytest.raises(
+        UserError, match=r"DALI cannot: the driver supports CUDA up to 12.8, and nvidia-dali-cuda130 needs CUDA 13"
+    ):
         runtime.has_gpu()
     nvidia_smi("13.0")
     assert runtime.has_gpu()
