@@ -47,7 +47,7 @@ clean:
 	@! $(PIP) show -q nvidia-dali-cuda$(OTHER)0 2>/dev/null || \
 	  { echo "error: .venv has builds for CUDA $(OTHER), which those for CUDA $(CUDA) would overwrite in part:" \
 	    "rm -r .venv, then make install CUDA=$(CUDA)" >&2; exit 2; }
-	@echo "installing PyTorch, DALI, DeepSpeed and the rest into .venv, builds for CUDA $(CUDA): 6.4 GB, some minutes"
+	@echo "installing PyTorch, DALI, DeepSpeed and the rest into .venv, builds for CUDA $(CUDA): $(if $(filter 12,$(CUDA)),8,6.4) GB, some minutes"
 	$(PIP) install --disable-pip-version-check -q -c constraints-cuda$(CUDA).txt -e '.[cuda$(CUDA)]'
 	@touch $@
 

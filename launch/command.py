@@ -42,12 +42,17 @@ def run_command(main: Callable[[], None]) -> None:
             _leave(EXIT_CODE)
         sys.exit(EXIT_CODE)
     except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
-            raise
-        print(f"error: {missing}: {sys.executable} lacks it. Run make install, then .venv/bin/python", file=sys.stderr)
+        _tell_missing(missing)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _tell_missing(missing: ModuleNotFoundError) -> None:
+    """Raises it again if it is ours, and so a bug."""
+    if (missing.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
+        raise missing
+    print(f"error: {missing}: {sys.executable} lacks it. Run make install, then .venv/bin/python", file=sys.stderr)
 
 
 def _leave(code: int) -> None:
@@ -82,6 +87,9 @@ def run_pool(module: str, work: Callable[[Any], int], interrupted_says: str) -> 
         if not is_told(error):
             raise
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    except ModuleNotFoundError as missing:
+        _tell_missing(missing)
         return EXIT_CODE
     except Interrupted as interrupted:
         print(f"interrupted: {interrupted_says}", file=sys.stderr)

@@ -41,7 +41,11 @@ def require_dali() -> None:
     if len(installed) > 1:
         raise UserError(f"{' and '.join(installed)} are both installed, and overwrite each other's files. {_install()}")
     if not installed and not (find_spec("nvidia") and find_spec("nvidia.dali")):
-        raise UserError(f"DALI is not installed. {_install(driver())}")
+        machine = driver()
+        newest = max(DALI)
+        if machine and machine.cuda and machine.cuda[0] < newest:  # PyPI's torch is for the newest
+            raise UserError(f"DALI is not installed. {_install(machine)}")
+        raise UserError(f"DALI is not installed. Run make install, or in the checkout pip install -e '.[cuda{newest}]'")
 
 
 def require_usable_gpus(torch_version: str, torch_cuda: str | None, reason: str) -> None:
