@@ -49,7 +49,7 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def _tell_missing(missing: ModuleNotFoundError) -> None:
-    """Raises it again if it is ours, and so a bug."""
+    """Say which package to install. A module of our own that is missing is a bug: raised again."""
     if (missing.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
         raise missing
     print(f"error: {missing}: {sys.executable} lacks it. Run make install, then .venv/bin/python", file=sys.stderr)

@@ -49,9 +49,9 @@ def require_dali() -> None:
 
 
 def require_usable_gpus(torch_version: str, torch_cuda: str | None, reason: str) -> None:
-    """Raises UserError if this machine, of whose GPUs torch can use none, has some, and nothing asks for the CPU.
+    """For when torch finds no GPU: raises UserError if nvidia-smi does, unless CUDA_VISIBLE_DEVICES hides them all.
 
-    `torch_cuda` is the CUDA version of torch's build, None for one without CUDA; `reason` is torch's own.
+    `torch_cuda` is the CUDA version of torch's build, None for one without CUDA; `reason` is what torch says.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     asks_for_cpu = visible is not None and visible.strip() in ("", "-1")
@@ -67,7 +67,7 @@ def require_usable_gpus(torch_version: str, torch_cuda: str | None, reason: str)
 
 
 def require_dali_for(torch_cuda: str | None) -> None:
-    """Raises UserError if DALI needs a newer driver than torch, which finds a GPU, and this machine has no such one."""
+    """For when torch finds a GPU: raises UserError if DALI's build needs a newer driver than this machine's."""
     newer = {name: cuda for name, cuda in _dali().items() if torch_cuda and cuda > _major(torch_cuda)}
     machine = driver() if newer else None
     if machine:
@@ -75,16 +75,17 @@ def require_dali_for(torch_cuda: str | None) -> None:
 
 
 def _require_driver(machine: Driver, needed: dict[str, int], problem: str) -> None:
-    """Raises UserError if a build, of `needed` CUDA version, does not run on this machine's driver."""
+    """Raises UserError if one of the builds, named with the CUDA version it needs, does not run on this driver."""
     if machine.cuda is None:
         return
     newer = [name for name, cuda in needed.items() if cuda > machine.cuda[0]]
     if newer:
         cuda = max(needed[name] for name in newer)
         names = f"{' and '.join(newer)} need{'s' if len(newer) == 1 else ''}"
+        least = f", so driver {DRIVERS[cuda]} or newer" if cuda in DRIVERS else ""
         raise UserError(
             f"{problem} the driver supports CUDA up to {machine.cuda[0]}.{machine.cuda[1]}, and "
-            f"{names} CUDA {cuda}, so driver {DRIVERS[cuda]} or newer. {_install(machine)}. {ON_CPU}"
+            f"{names} CUDA {cuda}{least}. {_install(machine)}. {ON_CPU}"
         )
 
 
