@@ -11,6 +11,8 @@ from typing import Any
 from launch import failure
 from pipeline.errors import EXIT_CODE, UserError
 
+OURS = ("pipeline", "models", "launch")  # a module of them that is missing is a bug
+
 
 def is_told(error: Exception) -> bool:
     """Whether the text of `error` is all that a person needs: a mistake, or a file that is not as it must be."""
@@ -46,9 +48,7 @@ def _mistake(error: Exception) -> str | None:
     """What to tell a person who can mend it; None for a bug, which keeps its traceback."""
     if is_told(error):
         return str(error)
-    if isinstance(error, ModuleNotFoundError):
-        if (error.name or "").partition(".")[0] in ("pipeline", "models", "launch"):
-            return None
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OURS:
         return f"{error}: {sys.executable} lacks it. Run make install, then .venv/bin/python"
     return None
 
@@ -98,10 +98,10 @@ def run_pool(module: str, work: Callable[[Any], int], interrupted_says: str) -> 
         for number in before:  # not sooner: NumPy's import makes an ImportError of an interrupt
             signal.signal(number, _interrupt)
         return work(loaded)
-    except (UserError, OSError) as error:
-        if not is_told(error):
+    except Exception as error:
+        if (mistake := _mistake(error)) is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {mistake}", file=sys.stderr)
         return EXIT_CODE
     except Interrupted as interrupted:
         print(f"interrupted: {interrupted_says}", file=sys.stderr)

@@ -8,6 +8,7 @@ PYTHON=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/pyth
 cores=$(nproc)
 # Counted by their lines: without a driver it explains itself on stdout, and MIG slices have lines of their own.
 gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU ' || true)
+case ${CUDA_VISIBLE_DEVICES-all} in "" | -1) gpus=0 ;; esac # the CPU is asked for
 if [ "$gpus" -gt 0 ]; then
   NPROC=${NPROC:-$gpus}
 else

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.compiler import c_compiler
-from pipeline import checkpoint, network
+from pipeline import builds, checkpoint, network
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse
 from pipeline.data import quarantine
@@ -45,6 +45,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
         raise UserError(
             "data.train is not set: give the folder of a packed set, for example data.train=data/mine/train"
         )
+    builds.require_dali()
     network.check(config.model, config.data)
     if config.train.compile and not c_compiler():
         raise UserError(

@@ -12,12 +12,14 @@ import random
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from pipeline import builds
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,18 +67,34 @@ def place() -> Place:
     return Place(*(int(os.environ[name]) for name in names))
 
 
+def has_gpu() -> bool:
+    """Whether torch finds a GPU. UserError if there are some that torch or DALI cannot use, or DALI is missing."""
+    import torch
+
+    builds.require_dali()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = torch.cuda.is_available()
+    if found:
+        builds.require_dali_for(torch.version.cuda)
+    else:
+        reason = " ".join(str(warning.message).partition(" (Triggered")[0] for warning in told)
+        builds.require_usable_gpus(torch.__version__, torch.version.cuda, reason)
+    return found
+
+
 @contextmanager
 def start() -> Iterator[Runtime]:
     """Join the process group and leave it again; a process alone is a group of one.
 
     The device is the GPU numbered by the local rank where there is one, else the CPU. Raises UserError for more
-    processes than GPUs.
+    processes than GPUs, and for GPUs that torch or DALI cannot use.
     """
     import torch
     import torch.distributed as dist
 
     where = place()
-    on_gpu = torch.cuda.is_available()
+    on_gpu = has_gpu()
     if on_gpu and where.local_world > torch.cuda.device_count():
         raise UserError(
             f"{where.local_world} processes on this machine, but {torch.cuda.device_count()} GPUs. "

@@ -3,7 +3,9 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "deepspeed", "webdataset", "numpy")
+from pipeline.builds import DALI
+
+PACKAGES = ("torch", "torchvision", *DALI.values(), "deepspeed", "webdataset", "numpy")
 
 
 def versions() -> dict[str, str]:

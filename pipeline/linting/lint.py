@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import builds
 from pipeline.data import quarantine
 from pipeline.data.index import QUARANTINE
 from pipeline.data.quarantine import Entry
@@ -50,6 +51,7 @@ def lint(source: str, out: Path | None, workers: int, meter: Meter, forget: bool
     `forget` removes entries of the quarantine whose images are fine now. Raises UserError for a mistake in the
     arguments, and for a folder that cannot be written to.
     """
+    builds.require_dali()
     looked_at = target(source)
     folder = _writable(out or looked_at.home)
     known = quarantine.read(folder / QUARANTINE)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import UserError
+from pipeline.runtime import has_gpu
 from tests.benchmarks.asked import require_count, require_network
 from tests.benchmarks.contest import Task, words
 from tests.benchmarks.prepare import ROOT, SIZES, NotPrepared, claim, class_folders, prepare
@@ -79,7 +80,7 @@ class Contest:
 
 
 def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if has_gpu() else "cpu"
 
 
 def contest(wanted: Contest, say: Callable[[str], None]) -> tuple[list[Row], dict]:

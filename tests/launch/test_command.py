@@ -41,3 +41,13 @@ def test_a_folder_that_cannot_be_made_is_no_traceback(tmp_path):
     done = subprocess.run([*command, "--workers", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_package_that_is_missing_is_told_in_one_message(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch', name='torch')")
+    variables = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-m", "launch.lint", tmp_path]
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no torch: ")
+    assert done.stderr.endswith("Run make install, then .venv/bin/python\n")
