@@ -143,8 +143,9 @@ def _pixels(folder: Path, data: Data, device: torch.device, rows: int, num_batch
         yield 255 * (batch.images.cpu() * std + mean)
 
 
-def _rate(folder: Path, data: Data, device: torch.device, rows: int = 256) -> tuple[float, float]:
-    """Images/s, and the CPU cores that were busy meanwhile."""
+def _rate(folder: Path, data: Data, device: torch.device, most_rows: int = 256) -> tuple[float, float]:
+    """Images/s in batches of `most_rows`, or of the whole set if it is smaller, and the CPU cores that were busy."""
+    rows = min(most_rows, load(str(folder)).num_samples)
     warm_up, num_batches = 5, 60 if device.type == "cuda" else 5
     start = busy = 0.0
     for number, _ in enumerate(_batches(folder, data, device, rows, warm_up + num_batches)):

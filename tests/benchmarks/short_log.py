@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 MOST_REPEATS = 3
 MOST_BYTES = 900_000
-WARNING = re.compile(r"warn|dali|nvimgcodec|nvjpeg|libjpeg", re.IGNORECASE)
+WARNING = re.compile(r"warn|dali|nvimgcodec|jpeg", re.IGNORECASE)
 
 
 def shortened(lines: Iterable[str], most_bytes: int = MOST_BYTES) -> Iterator[str]:
