@@ -43,6 +43,8 @@ def deepspeed_config(config: Config, world: int, on_gpu: bool) -> dict[str, Any]
         settings["zero_allow_untested_optimizer"] = True  # SGD: tested against stage 0 (tests/distributed/test_zero.py)
         settings["zero_optimization"]["overlap_comm"] = on_gpu
         settings["communication_data_type"] = config.train.reduction
+        if config.train.reduction == "fp32":  # else it reduces gradients of linear layers and convolutions in bf16
+            settings["torch_autocast"]["lower_precision_safe_modules"] = []
     for key, value in config.deepspeed.items():
         settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
     return settings

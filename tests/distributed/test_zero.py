@@ -66,6 +66,17 @@ def test_stages_take_the_same_steps(stage, world, config, stage0, tmp_path):
 
 
 @pytest.mark.slow
+def test_in_bf16_gradients_are_still_reduced_in_fp32(config, tmp_path):
+    """DeepSpeed would reduce those of linear layers and convolutions in bf16."""
+    words = ["train.precision=bf16", "train.epochs=2"]
+    losses = []
+    for name, more in {"0": [], "2": ["train.zero_stage=2"]}.items():
+        train(2, config, tmp_path / name, *words, *more)
+        losses.append([point["train/loss"] for point in points(tmp_path / name).values()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_at_other_stages_and_numbers_of_ranks(config, stage0, tmp_path):
     """Steps 1-7 at stage 0 on two ranks, then stages 2 and 1 on three and one: momentum and velocity come along."""
     folder = tmp_path / "run"
