@@ -7,6 +7,7 @@ on each rank. DeepSpeed's own checkpoints (pickles, bound to a stage and, above 
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,8 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, ru
         logger.setLevel("ERROR")  # its INFO lines come once a rank and say what the resolved config says
     # Without a GPU, DeepSpeed would compile a communication library for minutes; gloo is there already.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed's own calls, of which torch 2.14 warns once a rank.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
