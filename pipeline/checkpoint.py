@@ -10,6 +10,7 @@ a temporary name, values read back and compared, renamed; `latest` moves last; o
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,11 +100,13 @@ def read_optimizer(folder: Path) -> "OptimizerState":
         # In groups as optim.build makes them: weights, then biases and normalisation layers.
         names = [name for name in module if name not in buffers]
         names = [name for name in names if module[name].ndim > 1] + [name for name in names if module[name].ndim <= 1]
+        if sum(len(group["params"]) for group in optimizer["param_groups"]) != len(names):
+            raise ValueError("some of its parameters were frozen, and it does not say which")
         state = {name: optimizer["state"].get(number, {}).get("momentum_buffer") for number, name in enumerate(names)}
     except Exception as error:  # whatever is in the file, torch's safe loader or the lines above say what is wrong
+        reason = "it may hold code, which is not run" if isinstance(error, pickle.UnpicklingError) else error
         raise UserError(
-            f"{old} cannot be read without running code that may be in it ({error}), so it was not written by tencrop. "
-            f"Start from its weights with model.weights={folder}"
+            f"{old} cannot be used: {reason}. Start another run from its weights: run=... model.weights={folder}"
         ) from None
     found = {name: value for name, value in state.items() if value is not None}
     return OptimizerState(found, optimizer["param_groups"][0].get("velocity_lr"))

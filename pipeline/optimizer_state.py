@@ -30,15 +30,17 @@ def collect(engine: Any, keep: bool = True) -> OptimizerState:
     if not group["momentum"] or not optimizer.state:
         return OptimizerState({}, group.get("velocity_lr"))
     momentum = {}
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained(engine):
         if engine.zero_optimization():
             whole = torch.zeros_like(parameter, dtype=torch.float32).flatten()
             for mine, there in _slices(optimizer, parameter):
                 whole.narrow(0, there.start, there.numel).copy_(mine)
             dist.all_reduce(whole)
             whole = whole.view(parameter.shape)
-        else:
+        elif MOMENTUM in optimizer.state[parameter]:
             whole = optimizer.state[parameter][MOMENTUM]
+        else:
+            continue  # it has had no gradient
         if keep:
             momentum[name] = whole.detach().cpu().contiguous()
     return OptimizerState(momentum, group.get("velocity_lr"))
@@ -50,28 +52,31 @@ def restore(engine: Any, state: OptimizerState) -> None:
     if state.velocity_lr is not None:
         for group in optimizer.param_groups:
             group["velocity_lr"] = state.velocity_lr
+    trained = dict(_trained(engine))
+    for name, value in state.momentum.items():
+        shape = tuple(trained[name].shape) if name in trained else "not trained"
+        if shape != tuple(value.shape):
+            raise ValueError(
+                f"its momentum of {name} is {tuple(value.shape)}, the parameter is {shape}. Set the model back to the "
+                f"one that was trained, or start from the weights alone with model.weights"
+            )
     if not state.momentum:
         return
-    shapes = {name: tuple(parameter.shape) for name, parameter in engine.module.named_parameters()}
-    theirs = {name: tuple(value.shape) for name, value in state.momentum.items()}
-    if shapes != theirs:
-        differing = sorted(name for name in shapes.keys() | theirs.keys() if shapes.get(name) != theirs.get(name))
-        name = differing[0]
-        raise ValueError(
-            f"the momentum of {name} is of shape {theirs.get(name)}, its parameter of {shapes.get(name)}. Set the "
-            f"model back to the one that was trained, or start from the weights alone with model.weights"
-        )
     if not engine.zero_optimization():
-        for name, parameter in engine.module.named_parameters():
+        for name, value in state.momentum.items():
             # Laid out as the weight is, since the fused kernel wants them alike.
-            optimizer.state[parameter][MOMENTUM] = torch.empty_like(parameter).copy_(state.momentum[name])
+            optimizer.state[trained[name]][MOMENTUM] = torch.empty_like(trained[name]).copy_(value)
         return
     for group in optimizer.param_groups:
         (flat,) = group["params"]
         optimizer.state[flat][MOMENTUM] = torch.zeros_like(flat)
-    for name, parameter in engine.module.named_parameters():
-        for mine, there in _slices(optimizer, parameter):
-            mine.copy_(state.momentum[name].flatten().narrow(0, there.start, there.numel))
+    for name, value in state.momentum.items():
+        for mine, there in _slices(optimizer, trained[name]):
+            mine.copy_(value.flatten().narrow(0, there.start, there.numel))
+
+
+def _trained(engine: Any) -> list[tuple[str, torch.Tensor]]:
+    return [(name, weight) for name, weight in engine.module.named_parameters() if weight.requires_grad]
 
 
 def _slices(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[tuple[torch.Tensor, Any]]:

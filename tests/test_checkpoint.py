@@ -113,6 +113,37 @@ def test_the_papers_velocity_comes_back_too(alone, tmp_path):
     assert not equal(weights(forgetful), weights(whole))
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_a_network_with_a_frozen_part_goes_on(alone, tmp_path, zero_stage):
+    config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"zero_stage": zero_stage})})
+
+    def built(seed: int) -> engine.Stepper:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8).requires_grad_(False), nn.BatchNorm1d(8), nn.Linear(8, 3))
+        return engine.Stepper(engine.build(model, optim.build(model, config.optimizer), config, alone), config, alone)
+
+    whole, resumed = built(0), built(1)
+    train(whole, 0, 1)
+    (tmp_path / "run").mkdir()
+    folder = checkpoint.save(whole.engine, Progress(step=2), tmp_path / "run", alone, 3)
+    state = checkpoint.read_optimizer(folder)
+    assert sorted(state.momentum) == ["2.bias", "2.weight", "3.bias", "3.weight"]
+    if zero_stage == 0:  # weights are loaded before the engine is built, which at stage 1 takes copies of them
+        load(resumed, folder)
+        train(whole, 2)
+        train(resumed, 2)
+        assert equal(weights(resumed), weights(whole))
+
+
+def test_momentum_of_another_network_is_refused(save, alone):
+    state = checkpoint.read_optimizer(save(3))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.BatchNorm1d(9), nn.Dropout(0.5), nn.Linear(9, 3))
+    other = engine.build(model, optim.build(model, CONFIG.optimizer), CONFIG, alone)
+    with pytest.raises(ValueError, match=r"momentum of 1.bias is \(8,\), the parameter is \(9,\)"):
+        optimizer_state.restore(other, state)
+
+
 def test_progress_comes_back(save):
     facts = {
         "epoch": 1.5,
