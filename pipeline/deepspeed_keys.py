@@ -6,22 +6,29 @@ In: that section. Out: nothing, or a ValueError that names the key and what to s
 import difflib
 from typing import Any
 
-# As documented for DeepSpeed 0.19; None: a value of its own, else the keys of a section.
-PASSED: dict[str, tuple[str, ...] | None] = {
-    "flops_profiler": ("enabled", "profile_step", "module_depth", "top_modules", "detailed", "output_file"),
-    "comms_logger": ("enabled", "verbose", "prof_all", "prof_ops", "debug"),
-    "zero_optimization": (
-        "allgather_bucket_size",
-        "allgather_partitions",
-        "contiguous_gradients",
-        "overlap_comm",
-        "reduce_bucket_size",
-        "reduce_scatter",
-        "round_robin_gradients",
-    ),
-    "wall_clock_breakdown": None,
-    "memory_breakdown": None,
-    "dump_state": None,
+# As documented for DeepSpeed 0.19: keys with the type of their value, or sections of such. Without round_robin_gradients,
+# which orders ZeRO's slices in a way that optimizer_state.py does not know.
+PASSED: dict[str, type | dict[str, type]] = {
+    "flops_profiler": {
+        "enabled": bool,
+        "profile_step": int,
+        "module_depth": int,
+        "top_modules": int,
+        "detailed": bool,
+        "output_file": str,
+    },
+    "comms_logger": {"enabled": bool, "verbose": bool, "prof_all": bool, "prof_ops": list, "debug": bool},
+    "zero_optimization": {
+        "allgather_bucket_size": int,
+        "allgather_partitions": bool,
+        "contiguous_gradients": bool,
+        "overlap_comm": bool,
+        "reduce_bucket_size": int,
+        "reduce_scatter": bool,
+    },
+    "wall_clock_breakdown": bool,
+    "memory_breakdown": bool,
+    "dump_state": bool,
 }
 OURS = {
     "train_batch_size": "train.global_batch",
@@ -43,17 +50,27 @@ OURS = {
 
 
 def check(section: dict[str, Any], zero_stage: int) -> None:
-    """Raises ValueError for a key that is ours, unknown, or without effect at this ZeRO stage."""
+    """Raises ValueError for a key that is ours, unknown, of another type, or without effect at this ZeRO stage."""
     for key, value in section.items():
-        if key in PASSED and (inner := PASSED[key]) is not None:
-            if not isinstance(value, dict):
-                raise ValueError(f"deepspeed.{key}={value!r} must be a section, for example {{{inner[0]}: ...}}")
-            for name in value:
-                _require(f"{key}.{name}", name in inner, [f"{key}.{other}" for other in inner])
+        kind = PASSED.get(key)
+        if not isinstance(kind, dict):
+            _require(key, kind is not None, list(PASSED))
+            assert kind is not None
+            _require_type(key, value, kind)
+        elif not isinstance(value, dict):
+            raise ValueError(f"deepspeed.{key}={value!r} must be a section, for example {{{next(iter(kind))}: ...}}")
         else:
-            _require(key, key in PASSED, list(PASSED))
+            for name, inner in value.items():
+                _require(f"{key}.{name}", name in kind, [f"{key}.{other}" for other in kind])
+                _require_type(f"{key}.{name}", inner, kind[name])
     if "zero_optimization" in section and not zero_stage:
         raise ValueError("deepspeed.zero_optimization does nothing at train.zero_stage=0. Set train.zero_stage=1 or 2")
+
+
+def _require_type(key: str, value: Any, kind: type) -> None:
+    if type(value) is not kind:
+        names = {bool: "true or false", int: "a whole number", str: "a text", list: "a list"}
+        raise ValueError(f"deepspeed.{key}={value!r} must be {names[kind]}")
 
 
 def _require(key: str, known: bool, others: list[str]) -> None:

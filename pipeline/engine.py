@@ -19,7 +19,6 @@ from models.compiler import builds_triton
 from pipeline.config import Config
 from pipeline.reduction import Reducer
 from pipeline.runtime import Runtime
-from pipeline.stopwatch import Stopwatch
 
 
 def deepspeed_config(config: Config, world: int, on_gpu: bool) -> dict[str, Any]:
@@ -62,8 +61,8 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, ru
     import deepspeed
     from deepspeed.utils import logger
 
-    if not config.deepspeed:
-        logger.setLevel("ERROR")  # its INFO lines come once a rank and say what the resolved config says
+    if not config.deepspeed.keys() - {"flops_profiler", "zero_optimization"}:
+        logger.setLevel("ERROR")  # its INFO lines come once a rank, or in each step, and say what the config says
     # Without a GPU, DeepSpeed would compile a communication library for minutes; gloo is there already.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed's own calls, of which torch 2.14 warns once a rank.
@@ -109,15 +108,17 @@ def compile_module(module: nn.Module, by_part: bool) -> None:
 def _own_frame(forward: Callable[..., Any]) -> Callable[..., Any]:
     """torch 2.11 compiles nothing of a function that is torch's own, such as nn.Sequential's, but what it calls."""
 
-    def call(*args: Any) -> Any:
-        return forward(*args)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
 
+    # A code object of its own, since torch compiles one at most eight times.
+    call.__code__ = call.__code__.replace(co_name=f"call_{id(forward)}")
     return call
 
 
 class Stepper:
-    """Takes micro-batches to optimizer steps. `communication` has the time in which only gradient reductions went on
-    (at ZeRO stages 1 and 2 DeepSpeed reduces, and nobody measures it).
+    """Takes micro-batches to optimizer steps. `communication` has the time in which only gradient reductions went on;
+    it is None at ZeRO stages 1 and 2, where DeepSpeed reduces.
 
     Dropout draws from a generator that is seeded anew for each micro-step and rank, so a resumed run draws the masks of
     an uninterrupted one.
@@ -127,12 +128,11 @@ class Stepper:
         self.engine = engine
         self.config = config
         self.runtime = runtime
-        self.communication = Stopwatch(runtime.device)
         self.reducer: Reducer | None = None
         if config.train.zero_stage == 0:
             dtype = torch.bfloat16 if config.train.reduction == "bf16" else None
             self.reducer = Reducer(engine.module, runtime, dtype)
-            self.communication = self.reducer.communication
+        self.communication = self.reducer and self.reducer.communication
 
     def micro_step(self, images: torch.Tensor, labels: torch.Tensor, step: int, micro_step: int) -> torch.Tensor:
         """Forward and backward of one micro-batch, after the last one of a step the update. Returns the logits, float32

@@ -48,7 +48,8 @@ class Meter:
         if self.runtime.on_gpu:  # so that the times are whole
             torch.cuda.synchronize(self.runtime.device)
         self.busy_s += time.perf_counter() - self.since
-        waits = [self.data_wait.take_s(), self.stepper.communication.take_s()]
+        measured = self.stepper.communication
+        waits = [self.data_wait.take_s(), measured.take_s() if measured else 0.0]
         times = torch.tensor(waits, dtype=torch.float64, device=self.runtime.device)
         everything = torch.cat([self.counts, times])
         dist.all_reduce(everything)
@@ -62,6 +63,7 @@ class Meter:
                 f"the training loss is {result.loss} at step {step}: training diverged. Lower optimizer.lr "
                 f"(now {self.config.optimizer.lr:g}) or lengthen schedule.warmup_epochs; the last checkpoint is older"
             )
+        communication = {keys.COMMUNICATION_S: communication_s} if measured else {}  # else it counts as computing
         self.journal.log(
             {
                 keys.STEP: step,
@@ -73,7 +75,7 @@ class Meter:
                 keys.IMAGES_PER_S: self.config.train.global_batch / step_s,
                 keys.STEP_S: step_s,
                 keys.DATA_WAIT_S: wait_s,
-                keys.COMMUNICATION_S: communication_s,
+                **communication,
                 keys.COMPUTE_S: step_s - wait_s - communication_s,
                 keys.MEMORY_GB: memory_gb.item(),
             }
