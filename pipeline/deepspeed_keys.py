@@ -6,8 +6,8 @@ In: that section. Out: nothing, or a ValueError that names the key and what to s
 import difflib
 from typing import Any
 
-# As documented for DeepSpeed 0.19: keys with the type of their value, or sections of such. Without round_robin_gradients,
-# which orders ZeRO's slices in a way that optimizer_state.py does not know.
+# As documented for DeepSpeed 0.19: keys with the type of their value, or sections of such. round_robin_gradients is not
+# among them: it orders ZeRO's slices in a way that optimizer_state.py does not know.
 PASSED: dict[str, type | dict[str, type]] = {
     "flops_profiler": {
         "enabled": bool,
