@@ -52,11 +52,12 @@ def read(file: Path, code: int, rank: int, final: bool) -> Failure:
     """Of a rank that ended with `code` (-N: by signal N) and may have left its words in `file`."""
     words, facts = f"exit code {code}; its own words are above", {}
     if code < 0:
-        name = signal.Signals(-code).name
+        known = {number.value: number.name for number in signal.Signals}
+        name = known.get(-code, f"signal {-code}")
         words = f"killed by {name}" + (", as the kernel does when memory runs out" if name == "SIGKILL" else "")
     try:
         message = json.loads(file.read_text())["message"]
-        words, facts = message["message"], message["extraInfo"]
+        words, facts = message["message"], dict(message["extraInfo"])
     except (OSError, ValueError, TypeError, KeyError):
         pass  # it had no time to leave any
     return Failure(

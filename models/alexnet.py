@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from models.compiler import builds_triton
 from models.geometry import CHANNEL_MULTIPLE, require_image_px, scaled, smallest_image_px
@@ -173,6 +174,7 @@ class _ResponseNorm(torch.autograd.Function):
         return x * power
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         x, d, power, band = ctx.saved_tensors
         direct = gradient * power

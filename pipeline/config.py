@@ -330,6 +330,8 @@ class Config(Section):
                     f"{self.data.crop_px}. Name larger scales behind an @"
                 )
         check_deepspeed_keys(self.deepspeed, self.train.zero_stage)
+        if self.deepspeed.get("flops_profiler", {}).get("enabled") and self.train.compile is not False:
+            raise ValueError("deepspeed.flops_profiler counts nothing in a compiled network: set train.compile=false")
         if self.optimizer.nesterov and self.optimizer.lr_in_velocity:
             raise ValueError("optimizer.nesterov=true is not the papers' update: set optimizer.lr_in_velocity=false")
         if self.optimizer.nesterov and self.optimizer.momentum == 0:

@@ -63,8 +63,9 @@ def check(section: dict[str, Any], zero_stage: int) -> None:
             for name, inner in value.items():
                 _require(f"{key}.{name}", name in kind, [f"{key}.{other}" for other in kind])
                 _require_type(f"{key}.{name}", inner, kind[name])
-    if "zero_optimization" in section and not zero_stage:
-        raise ValueError("deepspeed.zero_optimization does nothing at train.zero_stage=0. Set train.zero_stage=1 or 2")
+    for key in ("zero_optimization", "comms_logger"):  # at stage 0 gradients are not reduced by DeepSpeed
+        if key in section and not zero_stage:
+            raise ValueError(f"deepspeed.{key} does nothing at train.zero_stage=0. Set train.zero_stage=1 or 2")
 
 
 def _require_type(key: str, value: Any, kind: type) -> None:

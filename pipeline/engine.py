@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -77,7 +78,7 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, ru
         engine.enable_backward_allreduce = False  # Stepper does it
     if runtime.on_gpu and config.train.zero_stage == 0:  # above, weights are views into one vector
         use_channels_last(engine.module)
-    if compiles(config, runtime.on_gpu):
+    if _on_all_ranks(compiles(config, runtime.on_gpu), runtime):
         compile_module(engine.module, by_part=runtime.world > 1)
     return engine
 
@@ -85,6 +86,14 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, ru
 def compiles(config: Config, on_gpu: bool) -> bool:
     """Whether torch.compile is used: as the config says, else on a GPU where kernels can be built."""
     return on_gpu and builds_triton() if config.train.compile is None else config.train.compile
+
+
+def _on_all_ranks(answer: bool, runtime: Runtime) -> bool:
+    """Whether all ranks answer yes: a machine without a C compiler must not compute otherwise than the rest."""
+    flag = torch.tensor(int(answer), device=runtime.device)
+    if runtime.world > 1:
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+    return bool(flag.item())
 
 
 def use_channels_last(module: nn.Module) -> None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 WAIT_S = 10.0  # that a wait for data may go on after a signal
-POLL_S = 0.5  # about, between two questions whether any rank wants to stop
-MOST_STEPS = 50  # between them: steps may become slow, and a signal leaves two minutes
+POLL_S = 0.05  # about, between two questions whether any rank wants to stop
+MOST_STEPS = 20  # between them: steps may become slow, and a signal leaves two minutes
 
 
 @dataclass(frozen=True)

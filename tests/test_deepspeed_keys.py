@@ -10,7 +10,7 @@ from pipeline.deepspeed_keys import check
     [
         ({}, 0),
         ({"flops_profiler": {"enabled": True, "profile_step": 5, "output_file": "flops.txt"}}, 0),
-        ({"comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]}, "dump_state": True}, 0),
+        ({"comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]}, "dump_state": True}, 1),
         ({"zero_optimization": {"reduce_bucket_size": 5_000_000, "overlap_comm": False}}, 2),
     ],
 )
@@ -31,6 +31,7 @@ def test_documented_keys_are_taken(section, zero_stage):
         ({"zero_optimization": {"reduce_bucket_size": "5e8"}}, 1, "must be a whole number"),
         ({"zero_optimization": {"round_robin_gradients": True}}, 1, "is not passed on"),
         ({"zero_optimization": {"reduce_bucket_size": 5}}, 0, "does nothing at train.zero_stage=0"),
+        ({"comms_logger": {"enabled": True}}, 0, "does nothing at train.zero_stage=0"),
     ],
 )
 def test_others_are_refused_by_name(section, zero_stage, reason):

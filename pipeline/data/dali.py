@@ -307,8 +307,9 @@ def nvjpeg_version() -> tuple[int, int]:
     that LD_LIBRARY_PATH names. (0, 0) if there is none. Warns if it is too old to decode windows as the CPU does."""
     import nvidia
 
-    installed = [found for folder in nvidia.__path__ for found in sorted(Path(folder).glob("*/lib/libnvjpeg.so.*"))]
-    for name in (*map(str, installed), "libnvjpeg.so.13", "libnvjpeg.so.12"):
+    file = f"libnvjpeg.so.{(torch.version.cuda or '13').partition('.')[0]}"  # of the CUDA version that DALI is for too
+    installed = [str(found) for folder in nvidia.__path__ for found in Path(folder).glob(f"*/lib/{file}")]
+    for name in (*installed, file):
         try:
             library = ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
         except OSError:
@@ -325,7 +326,7 @@ def nvjpeg_version() -> tuple[int, int]:
     if version < SMOOTH_WINDOWS:
         warnings.warn(
             f"nvJPEG {version[0]}.{version[1]} cannot enlarge the colour planes of windows as Pillow does, so pixels "
-            f"decoded on this GPU differ a little more from a CPU's. pip install 'nvidia-nvjpeg>=13.3' mends it",
+            f"decoded on this GPU differ a little more from a CPU's. With CUDA 13, pip install 'nvidia-nvjpeg>=13.3'",
             stacklevel=2,
         )
     return version
