@@ -8,8 +8,9 @@
     python -m launch.pack 'wds/imagenet1k-*.tar' data/imagenet          # index only, the shards stay as they are
     python -m launch.pack 's3://bucket/imagenet/*.tar' data/imagenet    # the same: each is fetched once, and not kept
 
-JPEG, PNG and WebP keep their bytes; other formats (GIF, BMP, TIFF, ...) become PNG without loss. Files that are no
-images or cannot be decoded are left out and listed in OUT/rejected.tsv. Stopped at any time, the same command goes on.
+JPEG, PNG and WebP keep their bytes; what DALI may decode otherwise than Pillow (other formats, 16 bits, CMYK, ...)
+becomes PNG without loss. Files that are no images or cannot be decoded are left out and listed in OUT/rejected.tsv.
+Stopped at any time, the same command goes on.
 """
 
 import argparse
@@ -95,7 +96,10 @@ def _report(packed: dict[str, Any], out: Path) -> None:
         _say(f"next: python -m launch.evaluate RUN_OR_NETWORK --data {scored}")
     if packed["kind"] == "WebDataset shards":
         _say(f"images were not decoded, only their headers read; to do that: python -m launch.lint {out / name}")
-    else:
+    elif packed.get("converted"):
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in packed["converted"].items())
+        _say(f"stored as PNG, without loss, since training would not decode their bytes as Pillow does: {kinds}")
+    if packed["kind"] != "WebDataset shards":
         _say(f"{packed['num_rejected']:,} files left out, listed in {out / 'rejected.tsv'}")
 
 

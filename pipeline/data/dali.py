@@ -6,17 +6,18 @@ CPU: decoded windows, which `finish.py` takes on, because DALI's resize and norm
 there (BENCHMARKS.md). EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
 
 An image that cannot be decoded breaks a DALI graph for good. The culprits are then found one by one, and the same batch
-is decoded by a new graph with a grey image in their rows, labelled -1. Only the window counts: a torn photo may be
-whole where one lies. So a suspect is tried anew in each of its windows, by itself, before it gets into a batch. It is
-always tried on the CPU: nvJPEG forgives what libjpeg-turbo refuses, and the same rows are to be lost on both.
+is decoded by a new graph with Pillow's pixels in their rows, or, if Pillow refuses them too, a grey image, labelled -1.
+Only the window counts: a torn photo may be whole where one lies. So a suspect is tried anew in each of its windows, by
+itself, before it gets into a batch. It is always tried on the CPU: nvJPEG forgives what libjpeg-turbo refuses, and the
+same rows are to be lost on both. Kinds of images that DALI may show otherwise than Pillow (`kinds.py`) it never sees.
 """
 
 import ctypes
-import io
-import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -84,7 +85,7 @@ def images_on_gpu(
     def build(rows: int, depth: int) -> Any:
         return _gpu_graph(rows, decoder, px, std, (interpolation, antialias), device.index, threads, depth)
 
-    for request, (output,) in _held(requests, build, feed, decoder, prefetch, bad, device):
+    for request, (output,) in _held(requests, build, feed, decoder, threads, prefetch, bad, device):
         # No copy. NHWC seen as NCHW is channels_last without moving a byte.
         yield request, torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
 
@@ -113,7 +114,7 @@ def renderings_on_gpu(
     def build(rows: int, depth: int) -> Any:
         return _renderings_graph(rows, decoder, renderings, device.index, threads, depth)
 
-    for request, outputs in _held(requests, build, feed, decoder, prefetch, bad, device):
+    for request, outputs in _held(requests, build, feed, decoder, threads, prefetch, bad, device):
         rows = range(len(request.ids))
         wanted = outputs[: len(renderings)]  # not the images of a graph that has no rendering
         yield request, [[torch.from_dlpack(output[row]) for row in rows] for output in wanted]
@@ -124,6 +125,7 @@ def _held(
     build: Build,
     feed: Feed,
     decoder: Decoder,
+    threads: int,
     prefetch: int,
     bad: Bad,
     device: torch.device,
@@ -139,7 +141,8 @@ def _held(
         return torch.cuda.current_stream(device)
 
     in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
-    for request, outputs in _run(requests, build, feed, decoder, prefetch, bad, Screen(torn=True), stream):
+    screen = Screen(torn=True)
+    for request, outputs in _run(requests, build, feed, decoder, threads, prefetch, bad, screen, stream):
         yield request, outputs
         done = torch.cuda.Event()
         done.record(stream())
@@ -163,7 +166,8 @@ def windows_on_cpu(
     def build(rows: int, depth: int) -> Any:
         return _cpu_graph(rows, decoder, threads, depth)
 
-    for request, (windows,) in _run(requests, build, _feed_windows, decoder, prefetch, bad, Screen(torn=False)):
+    screen = Screen(torn=False)
+    for request, (windows,) in _run(requests, build, _feed_windows, decoder, threads, prefetch, bad, screen):
         yield request, [np.asarray(windows[row]) for row in range(len(request.ids))]
 
 
@@ -172,19 +176,21 @@ def _run(
     build: Build,
     feed: Feed,
     decoder: Decoder,
+    threads: int,
     prefetch: int,
     bad: Bad,
     screen: Screen,
     stream: Callable[[], Any] = lambda: None,
 ) -> Iterator[tuple[Request, tuple[Any, ...]]]:
     """Keep `prefetch` requests going in a graph, and a whole graph under them. Yields requests with its outputs."""
+    safe = _Safe(decoder, screen, bad, threads)
+    with closing(safe):
+        yield from _runs(map(safe.prepared, requests), build, feed, safe, prefetch, stream)
 
-    def suspects(request: Request) -> np.ndarray:
-        before = bad.suspects(shown(request.ids))
-        return before if decoder.is_raw else before | screen.suspects(request)
 
-    probe = _Probe(decoder)
-    requests = (_without_bad(request, suspects(request), probe, bad) for request in requests)
+def _runs(
+    requests: Iterator[Request], build: Build, feed: Feed, safe: "_Safe", prefetch: int, stream: Callable[[], Any]
+) -> Iterator[tuple[Request, tuple[Any, ...]]]:
     waiting = deque(_take(requests, prefetch))  # holds the buffers that DALI reads without copying them
     graph = None
     while waiting:
@@ -197,7 +203,7 @@ def _run(
             outputs = graph.share_outputs(cuda_stream=stream())
         except RuntimeError:
             graph = None
-            mended = _without_bad(waiting[0], np.ones(len(waiting[0].ids), bool), probe, bad)
+            mended = safe.tried(waiting[0], np.ones(len(waiting[0].ids), bool))
             if mended is waiting[0]:  # every image can be decoded, so it was something else
                 raise
             waiting[0] = mended
@@ -215,15 +221,64 @@ def _take(requests: Iterator[Request], number: int) -> list[Request]:
     return [request for _, request in zip(range(number), requests, strict=False)]
 
 
-def _without_bad(request: Request, doubtful: np.ndarray, probe: "_Probe", bad: Bad) -> Request:
-    """The request without those of its `doubtful` rows (bool [n]) that cannot be decoded; `bad.add` is told of them."""
-    tried = np.flatnonzero(doubtful & ((request.labels >= 0) | (request.ids < 0)))  # others are grey already
-    reasons = {row: reason for row in tried.tolist() if (reason := probe.reason(request, row))}
-    if not reasons:
-        return request
-    rows = np.array(list(reasons))
-    bad.add(shown(request.ids[rows]), list(reasons.values()))
-    return request.without(np.isin(np.arange(len(request.ids)), rows))
+class _Safe:
+    """Requests that a graph survives: rows that it cannot decode hold Pillow's pixels, or a grey image."""
+
+    def __init__(self, decoder: Decoder, screen: Screen, bad: Bad, threads: int):
+        self.decoder = decoder
+        self.screen = screen
+        self.bad = bad
+        self._pool = ThreadPoolExecutor(threads)  # starts none before it has work
+        self._probe = _Probe(decoder)
+
+    def prepared(self, request: Request) -> Request:
+        """The request with the images that Pillow decodes, and the suspects tried by themselves."""
+        doubtful = self.bad.suspects(shown(request.ids))
+        if self.decoder.is_raw:
+            return self.tried(request, doubtful)
+        others = self.screen.others(request)
+        doubtful |= self.screen.suspects(request)
+        return self.tried(self._shown_by_pillow(request, np.flatnonzero(others).tolist(), {}), doubtful & ~others)
+
+    def tried(self, request: Request, doubtful: np.ndarray) -> Request:
+        """The request itself if the graph can decode all of its `doubtful` rows (bool [n])."""
+        tried = np.flatnonzero(doubtful & _wanted(request)).tolist()
+        failures = {row: failure for row in tried if (failure := self._probe.failure(request.row(row)))}
+        if failures:
+            self.screen.doubt(request.ids[list(failures)])
+        return self._shown_by_pillow(request, list(failures), failures)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _shown_by_pillow(self, request: Request, rows: list[int], failures: dict[int, RuntimeError]) -> Request:
+        """With Pillow's pixels in `rows`; those that it cannot decode either are left out, and `bad.add` is told.
+
+        `failures` are DALI's. Raises such a one if there was no memory, which is no fault of an image's.
+        """
+        rows = [row for row in rows if _wanted(request)[row]]
+        pictures = list(self._pool.map(request.shown_by_pillow, rows))
+        reasons = {row: reason for row, reason in zip(rows, pictures, strict=True) if isinstance(reason, str)}
+        for row, reason in reasons.items():
+            failure = failures.get(row, RuntimeError(f"decoding an image with Pillow: {reason}"))
+            if _lacks_memory(f"{reason} {failure}") or (row in failures and not self._probe.works(request, row)):
+                raise failure  # no fault of the image's, which would be left out for good
+        images = {row: image for row, image in zip(rows, pictures, strict=True) if not isinstance(image, str)}
+        if images:
+            request = request.with_images(images)
+        if not reasons:
+            return request
+        self.bad.add(shown(request.ids[list(reasons)]), list(reasons.values()))
+        return request.without(np.isin(np.arange(len(request.ids)), list(reasons)))
+
+
+def _wanted(request: Request) -> np.ndarray:
+    """Rows that are no stand-ins: bool [n]."""
+    return (request.labels >= 0) | (request.ids < 0)
+
+
+def _lacks_memory(text: str) -> bool:
+    return any(word in text.lower() for word in ("memory", "alloc"))
 
 
 class _Probe:
@@ -233,19 +288,8 @@ class _Probe:
         self.decoder = decoder
         self.graph: Any = None
 
-    def reason(self, request: Request, row: int) -> str:
-        """Why the window of a row cannot be decoded; empty if it can. Raises RuntimeError if nothing can be, now."""
-        one = request.row(row)
-        failure = self._failure(one)
-        if failure is None:
-            return ""
-        reason = _reason(request.images[row], failure)
-        lack = any(word in f"{reason} {failure}".lower() for word in ("memory", "alloc"))
-        if lack or self._failure(one.without(np.ones(1, bool))) is not None:
-            raise failure  # no fault of the image's, which would be left out for good
-        return reason
-
-    def _failure(self, one: Request) -> RuntimeError | None:
+    def failure(self, one: Request) -> RuntimeError | None:
+        """What DALI says against the window of a request of one row."""
         self.graph = self.graph or _cpu_graph(1, self.decoder, threads=1, depth=1)
         try:
             _feed_windows(self.graph, one)
@@ -255,20 +299,9 @@ class _Probe:
             return failure
         return None
 
-
-def _reason(image: np.ndarray, failure: RuntimeError) -> str:
-    """Why an image cannot be decoded: Pillow says it better, if it sees anything wrong."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(image.tobytes())) as opened:
-            opened.load()
-    except MemoryError:
-        return "out of memory"
-    except Exception as error:  # a damaged file can make Pillow raise anything
-        return re.sub(r"\s+|<.*?>", " ", str(error)).strip() or type(error).__name__
-    lines = str(failure).partition("encountered:")[2].strip().splitlines()
-    return f"DALI: {lines[0].strip()}" if lines else "DALI cannot decode it"
+    def works(self, request: Request, row: int) -> bool:
+        """Whether a sound image can be decoded, now."""
+        return self.failure(request.row(row).without(np.ones(1, bool))) is None
 
 
 def _feed_windows(graph: Any, request: Request) -> None:

@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 
+from pipeline.data.pillow import Undecodable, pixels
 from pipeline.data.windows import Windows
 
 
@@ -32,6 +33,31 @@ class Request:
         columns = {field.name: getattr(self.windows, field.name)[one] for field in fields(Windows)}
         return Request(self.ids[one], self.labels[one], self.images[one], Windows(**columns))
 
+    def shown_by_pillow(self, row: int) -> np.ndarray | str:
+        """The window of an encoded image, decoded by Pillow, as an uncompressed PNG: graphs take encoded images alone.
+
+        Or, as a text, why there is none.
+        """
+        windows = self.windows
+        top, left, height, width = (int(getattr(windows, name)[row]) for name in ("top", "left", "height", "width"))
+        try:
+            picture = pixels(self.images[row].tobytes())
+        except Undecodable as reason:
+            return str(reason)
+        except MemoryError:
+            return "out of memory"
+        if top + height > picture.shape[0] or left + width > picture.shape[1]:
+            return f"it is {picture.shape[1]} x {picture.shape[0]} px, smaller than its index says"
+        return _plain_png(picture[top : top + height, left : left + width])
+
+    def with_images(self, images: dict[int, np.ndarray]) -> "Request":
+        """This request with the encoded windows `images` in some rows, in place of the images they are cut from."""
+        rows = list(images)
+        top, left = self.windows.top.copy(), self.windows.left.copy()
+        top[rows], left[rows] = 0, 0
+        mixed = [images.get(row, image) for row, image in enumerate(self.images)]
+        return replace(self, images=mixed, windows=replace(self.windows, top=top, left=left))
+
     def without(self, bad: np.ndarray) -> "Request":
         """This request with a grey stand-in and label -1 in the rows where `bad` (bool [n]) holds."""
         if not bad.any():
@@ -54,8 +80,12 @@ def shown(ids: np.ndarray) -> np.ndarray:
 
 @cache
 def _grey_png() -> np.ndarray:
+    return _plain_png(np.full((1, 1, 3), 118, np.uint8))
+
+
+def _plain_png(picture: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.new("RGB", (1, 1), (118, 118, 118)).save(stream, "PNG")
+    Image.fromarray(picture).save(stream, "PNG", compress_level=0)
     return np.frombuffer(stream.getvalue(), np.uint8)

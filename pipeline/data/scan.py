@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.data.index import COLUMNS, Shard, file_sha256
+from pipeline.data.pillow import Undecodable, opened
 from pipeline.errors import UserError
 
 MAX_LABEL = 10_000_000  # without --classes, each label up to the largest becomes a class
@@ -136,13 +137,11 @@ def _row(path: Path, key: str, components: Components, raw, forms: set[str], pro
 
 def image_size(encoded: bytes) -> tuple[int, int]:
     """(width, height) in pixels, from the header alone. Raises ValueError with the reason."""
-    from PIL import Image
-
     try:
-        return Image.open(io.BytesIO(encoded)).size
-    except Exception as error:  # a damaged file can make Pillow raise anything
-        reason = re.sub(r"\s*<.*?>", "", str(error))  # an address would differ in each run
-        raise ValueError(reason or type(error).__name__) from None
+        with opened(encoded) as image:
+            return image.size
+    except Undecodable as reason:
+        raise ValueError(str(reason)) from None
 
 
 def raw_size(start: bytes, size: int) -> tuple[int, int, int]:

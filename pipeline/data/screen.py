@@ -1,23 +1,24 @@
 """Images that must not get into a batch untried, by their bytes alone. Each image of a set is looked at once.
 
 In: requests for encoded images. Out: which of their rows the CPU decoder is to try by themselves, before they meet
-others.
+others, and which Pillow decodes.
 """
 
 import numpy as np
 
+from pipeline.data.kinds import other_kind
 from pipeline.data.request import Request, shown
 
 PADDING = 4096  # bytes behind the end of a JPEG, at most: some cameras and editors fill up a sector or a page
 START, SCAN, END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"  # markers of a JPEG
-UNKNOWN, SUSPECT = -1, 0
+UNKNOWN, SUSPECT, OTHER = -1, 0, -2  # in place of a size
 
 
 class Screen:
     """Finds images that have no readable header or are smaller than their window, which crash DALI 2.4 amid others,
     and, with `torn`, JPEGs without an end, whose missing part nvJPEG makes up.
 
-    The first look at an image takes 5 us, of which its end takes 0.17 (10 if there is much padding); where its pages
+    The first look at an image takes 8 us, of which its kind takes 3, its end 0.17 (10 if there is much padding); where its pages
     must be mapped first, 17 were measured, on two busy cores. After that it takes 0.03 us.
     """
 
@@ -27,18 +28,36 @@ class Screen:
 
     def suspects(self, request: Request) -> np.ndarray:
         """Which rows are to be tried by themselves: bool [n]."""
-        ids, windows = shown(request.ids), request.windows
+        sizes, windows = self._looked_at(request), request.windows
+        fit = (windows.top + windows.height <= sizes[:, 0]) & (windows.left + windows.width <= sizes[:, 1])
+        return ~fit & (sizes[:, 0] != OTHER)
+
+    def others(self, request: Request) -> np.ndarray:
+        """Which rows are of a kind that Pillow decodes: bool [n]."""
+        return self._looked_at(request)[:, 0] == OTHER
+
+    def doubt(self, ids: np.ndarray) -> None:
+        """Suspect these images from now on."""
+        self._sizes[ids[ids >= 0]] = SUSPECT
+
+    def _looked_at(self, request: Request) -> np.ndarray:
+        """Height and width of each row, or UNKNOWN, SUSPECT or OTHER: int32 [n, 2]."""
+        ids = shown(request.ids)
         short = int(ids.max()) + 1 - len(self._sizes)
         if short > 0:
             more = np.full((short + len(self._sizes), 2), UNKNOWN, np.int32)
             self._sizes = np.concatenate([self._sizes, more])
         sizes = self._sizes[ids]
         for row in np.flatnonzero(sizes[:, 0] == UNKNOWN).tolist():
-            image = request.images[row]
-            sizes[row] = SUSPECT if self.torn and is_torn(image) else size(image)
+            sizes[row] = self._look(request.images[row])
             if request.labels[row] >= 0:  # others may be stand-ins
                 self._sizes[ids[row]] = sizes[row]
-        return (windows.top + windows.height > sizes[:, 0]) | (windows.left + windows.width > sizes[:, 1])
+        return sizes
+
+    def _look(self, image: np.ndarray) -> tuple[int, int]:
+        if other_kind(image):
+            return OTHER, OTHER
+        return (SUSPECT, SUSPECT) if self.torn and is_torn(image) else size(image)
 
 
 def size(image: np.ndarray) -> tuple[int, int]:

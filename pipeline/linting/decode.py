@@ -1,7 +1,7 @@
 """Every image of a shard in full, through the decoder that training uses.
 
 In: images with their sizes. Out: their pixels, and the culprits by row. What training cannot decode is found here, and
-nothing else: Pillow forgives some damaged files that DALI does not, and the other way round.
+what Pillow shows otherwise.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.data import dali
+from pipeline.data.pillow import Undecodable, pixels
 from pipeline.data.request import Request
 from pipeline.data.windows import Windows
 
@@ -29,10 +30,10 @@ class Stored(NamedTuple):
     width: int
 
 
-def raw_pixels(images: Iterator[Stored]) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, uint8 [height, width, 3]) of raw images."""
+def raw_pixels(images: Iterator[Stored]) -> Iterator[tuple[int, np.ndarray, bytes]]:
+    """(row, uint8 [height, width, 3], b"") of raw images."""
     for row, content, height, width in images:
-        yield row, np.frombuffer(content, np.uint8).reshape(height, width, 3)
+        yield row, np.frombuffer(content, np.uint8).reshape(height, width, 3), b""
 
 
 Tell = Callable[[np.ndarray, list[str]], None]
@@ -47,15 +48,35 @@ class Told(NamedTuple):
         return np.zeros(len(ids), bool)
 
 
-def decoded(images: Iterator[Stored], tell: Tell) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, uint8 [height, width, 3]) of encoded images. `tell` is given the rows that cannot be decoded, and why; they
-    come as one grey pixel.
+def decoded(images: Iterator[Stored], tell: Tell) -> Iterator[tuple[int, np.ndarray, bytes]]:
+    """(row, uint8 [height, width, 3], encoded) of encoded images. `tell` is given the rows that cannot be decoded, and
+    why; they come as one grey pixel.
     """
+    waiting: dict[int, bytes] = {}
+
+    def noted() -> Iterator[Stored]:
+        for image in images:
+            waiting[image.row] = image.content
+            yield image
+
     for request, windows in dali.windows_on_cpu(
-        _requests(images), decoder=dali.Decoder(is_raw=False), threads=1, prefetch=1, bad=Told(tell)
+        _requests(noted()), decoder=dali.Decoder(is_raw=False), threads=1, prefetch=1, bad=Told(tell)
     ):
-        rows = request.ids[request.ids >= 0].tolist()
-        yield from zip(rows, windows, strict=False)
+        for row, window in zip(request.ids[request.ids >= 0].tolist(), windows, strict=False):
+            yield row, window, waiting.pop(row)
+
+
+def disagreement(encoded: bytes, shown: np.ndarray) -> str:
+    """How Pillow's picture of an image differs from what training is shown; "" if it does not."""
+    try:
+        right = pixels(encoded)
+    except Undecodable as reason:
+        return f"is shown in training, but Pillow cannot decode it ({reason})"
+    if right.shape != shown.shape:
+        (height, width), (their_height, their_width) = shown.shape[:2], right.shape[:2]
+        return f"is {width} x {height} px in training, {their_width} x {their_height} px to Pillow"
+    levels = int(np.abs(right.astype(np.int16) - shown).max())
+    return f"differs in training from what Pillow shows, by up to {levels} of 255 levels" if levels else ""
 
 
 def _requests(images: Iterator[Stored]) -> Iterator[Request]:

@@ -20,7 +20,7 @@ from pipeline.data.index import Shard
 from pipeline.data.scan import Components, scan_shard
 from pipeline.errors import UserError
 from pipeline.linting import sizes
-from pipeline.linting.decode import Stored, decoded, is_constant, quiet, raw_pixels
+from pipeline.linting.decode import Stored, decoded, disagreement, is_constant, quiet, raw_pixels
 from pipeline.linting.findings import Findings
 from pipeline.linting.picture import of_size, picture
 from pipeline.workers import tick
@@ -161,10 +161,12 @@ def _look_at_images(shard: _Shard) -> np.ndarray:
 
     with open(shard.job.tar, "rb") as file, quiet():
         stored = _stored(shard, file, digests)
-        for row, pixels in raw_pixels(stored) if shard.form == "raw" else decoded(stored, on_bad):
+        for row, pixels, encoded in raw_pixels(stored) if shard.form == "raw" else decoded(stored, on_bad):
             if row not in shard.bad and is_constant(pixels):
                 key, colour = shard.key(row), pixels[0, 0].tolist()
                 shard.say("constant", key, f"sample '{key}' is one colour all over, RGB {colour}")
+            if row not in shard.bad and encoded and (told := disagreement(encoded, pixels)):
+                shard.say("decoders_differ", shard.key(row), f"sample '{shard.key(row)}' {told}")
             end = shard.columns["offset"][row] + shard.columns["size"][row]
             shard.advance(row + 1 if shard.job.by_image else end >> 20)
     return _stack(digests)

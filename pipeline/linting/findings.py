@@ -45,6 +45,11 @@ KINDS = {
     "two_labels": Kind(
         ERROR, "the same image under two labels", "Decide which label is right and make the shard again"
     ),
+    "decoders_differ": Kind(
+        WARNING,
+        "images that Pillow shows differently, or not at all",
+        "Look at them; launch.pack makes them the same for every decoder when it packs the original files",
+    ),
     "duplicate_image": Kind(WARNING, "the same image twice", "Keep one of each, unless the repetition is meant"),
     "no_end": Kind(WARNING, "tars without an end mark", "They may be cut between two samples: compare with the source"),
     "empty_shard": Kind(WARNING, "shards without a good sample", "Leave the shard out, or make it again"),
@@ -65,6 +70,11 @@ KINDS = {
     "stale_quarantine": Kind(WARNING, "quarantined images that are fine now", "Remove the entries with --forget"),
     "grayscale": Kind(INFO, "grayscale images", "Nothing to do: they become RGB"),
     "sixteen_bit": Kind(INFO, "16-bit images", "Nothing to do: training keeps the upper 8 bits"),
+    "by_pillow": Kind(
+        INFO,
+        "images of kinds that Pillow decodes in place of DALI",
+        "Nothing to do; if there are many, launch.pack makes PNGs of the original files, which load faster",
+    ),
     "imbalance": Kind(INFO, "classes of very different size", "Nothing to do, unless every class matters the same"),
 }
 

@@ -3,8 +3,10 @@
 In: encoded bytes and the extension they are stored under. Out: a `Picture`; its `oddities` are (kind, text) pairs.
 """
 
-import io
 from typing import Any, NamedTuple
+
+from pipeline.data.kinds import other_kind
+from pipeline.data.pillow import Undecodable, opened
 
 TINY_PX = 32
 HUGE_PIXELS = 40_000_000
@@ -31,12 +33,10 @@ class Picture(NamedTuple):
 
 def picture(encoded: bytes, extension: str) -> Picture:
     """Raises nothing: what even the header does not tell is left to the decoder."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with opened(encoded) as image:
             return Picture(str(image.format), image.mode, list(_oddities(image, encoded, extension)))
-    except Exception:  # a damaged file can make Pillow raise anything
+    except Undecodable:
         return Picture("unknown", "unknown", [])
 
 
@@ -46,6 +46,8 @@ def _oddities(image: Any, encoded: bytes, extension: str):
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a phone's JPEG with a second picture behind, which every decoder skips
         yield "animated", f"has {frames} frames"
+    if kind := other_kind(encoded):
+        yield "by_pillow", f"is {image.format}, {kind}" if kind.startswith("neither") else f"is a {kind}"
     if image.mode == "CMYK":
         yield "cmyk", "is CMYK"
     if image.format == "PNG" and encoded[24:25] == b"\x10":  # the header's bit depth, which Pillow's mode hides for RGB

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -207,17 +208,19 @@ def _finish(
 ) -> dict[str, Any]:
     """Write rejected.tsv and each set's index from the shards' records; returns the counts for pack.json."""
     records = {name: [read_record(job) for job in of_set] for name, of_set in jobs.items()}
-    rejected = sorted((file, reason) for rows in records.values() for record in rows for file, reason in record[2])
+    every = [record for rows in records.values() for record in rows]
+    rejected = sorted((file, reason) for record in every for file, reason in record.rejected)
+    converted: Counter[str] = sum((Counter(record.converted) for record in every), Counter())
     text = "".join(f"{_one_line(file)}\t{reason}\n" for file, reason in [("path", "reason"), *rejected])
     (part / draft.REJECTED).write_text(text, encoding="utf-8", errors="backslashreplace")
     for name, rows in records.items():
-        if not any(shard.num_samples for shard, *_ in rows):
+        if not any(record.shard.num_samples for record in rows):
             raise UserError(f"the set '{name}' has no image left. {part / draft.REJECTED} says why. Mend its files")
-    shards = {name: [(record[0], record[1]) for record in rows] for name, rows in records.items()}
+    shards = {name: [(record.shard, record.columns) for record in rows] for name, rows in records.items()}
     if found.kind == sources.SHARDS:
         classes = _check_labels(found, shards, classes)
     assert classes is not None
-    rgb = rgb_statistics([sums for *_, sums in records.get("train", []) if sums])
+    rgb = rgb_statistics([record.sums for record in records.get("train", []) if record.sums])
     for name, indexed in shards.items():
         shards_root = "."
         if found.kind == sources.SHARDS:
@@ -230,6 +233,7 @@ def _finish(
         },
         "num_classes": len(classes),
         "num_rejected": len(rejected),
+        "converted": dict(sorted(converted.items())),
     }
 
 

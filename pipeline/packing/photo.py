@@ -4,75 +4,68 @@ In: the bytes of a file. Out: the bytes to store with their extension, or `Rejec
 """
 
 import io
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.data.kinds import damaged_chunk, other_kind
+from pipeline.data.pillow import Undecodable, decoded
 
 if TYPE_CHECKING:
     import numpy as np
 
 STRIDE_PX = 8  # the colour statistics look at every 8th pixel in both directions
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a phone's JPEG with a second picture behind
-_PNG_END = b"IEND\xaeB`\x82"
 
 
 class Rejected(Exception):
     """This file is left out; the text is the reason that rejected.tsv gives."""
 
 
-def prepare(
-    encoded: bytes, short_side: int | None, quality: int, raw_px: int | None = None
-) -> tuple[bytes, str, "np.ndarray"]:
-    """(bytes to store, extension, pixels as uint8 H x W x 3) of an encoded image, fully decoded.
+class Prepared(NamedTuple):
+    """`content` is stored under `extension`; `pixels` uint8 [height, width, 3] are what it shows; `because` says why it
+    is not the file's own bytes, without loss ("" if it is, or was resized on request)."""
 
-    JPEG, PNG and WebP keep their bytes; other formats become PNG without loss. With `short_side` (pixels), larger
-    images become JPEG of that size. With `raw_px`, every image becomes pixels (.npy): its short side is scaled to
-    `raw_px` and the central square is kept (Krizhevsky et al. 2012, section 2). The EXIF orientation is not applied, as
-    in torchvision's ImageFolder.
+    content: bytes
+    extension: str
+    pixels: "np.ndarray"
+    because: str = ""
+
+
+def prepare(encoded: bytes, short_side: int | None, quality: int, raw_px: int | None = None) -> Prepared:
+    """What to store of an encoded image, which is fully decoded by Pillow.
+
+    Bytes are kept of the kinds that training's decoder is known to show as Pillow does (`pipeline/data/kinds.py`);
+    other images become PNG without loss. With `short_side` (pixels), larger images become JPEG of that size. With
+    `raw_px`, every image becomes pixels (.npy): its short side is scaled to `raw_px` and the central square is kept
+    (Krizhevsky et al. 2012, section 2). The EXIF orientation is not applied, as in torchvision's ImageFolder.
 
     Raises Rejected with the reason.
     """
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
-            if image.format == "PNG" and _PNG_END not in encoded:
-                raise Rejected("cannot be decoded: the PNG's end is missing")  # Pillow forgives that, DALI fails
-            rgb = _eight_bit(image)
-            if raw_px:
-                pixels = _central_square(rgb, raw_px)
-                return _npy(pixels), "npy", pixels
-            if short_side and min(rgb.size) > short_side:
-                rgb = rgb.resize(_resized(rgb.size, short_side), Image.Resampling.BICUBIC)
-                encoded, extension = _encode(rgb, "JPEG", quality=quality), "jpg"
-            elif image.format in _KEPT:
-                extension = _KEPT[image.format]
-            else:
-                keeps_all = image.mode == "L" or image.mode.startswith("I")
-                encoded, extension = _encode(image if keeps_all else rgb, "PNG"), "png"
-            return encoded, extension, np.asarray(rgb)
-    except UnidentifiedImageError:
-        raise Rejected("no image in a format that Pillow reads") from None
-    except Image.DecompressionBombError:
-        raise Rejected(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels") from None
-    except (MemoryError, Rejected):
-        raise
-    except Exception as error:  # a damaged file can make Pillow raise anything: SyntaxError, struct.error, IndexError
-        reason = re.sub(r"\s+|<.*?>|0x[0-9a-f]+", " ", str(error)).strip()  # addresses would differ in each run
-        raise Rejected(f"cannot be decoded: {reason or type(error).__name__}") from None
-
-
-def _eight_bit(image: Any) -> Any:
-    """The image as RGB. Pillow's own conversion clips 16-bit grey to white; DALI keeps the upper byte, and so do we."""
-    import numpy as np
     from PIL import Image
 
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise Rejected("floating-point pixels, of which nobody says what is white")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    try:
+        image, format_name = decoded(encoded)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+    except Undecodable as reason:
+        raise Rejected(f"cannot be decoded: {reason}") from None
+    if raw_px:
+        pixels = _central_square(rgb, raw_px)
+        return Prepared(_npy(pixels), "npy", pixels)
+    if short_side and min(rgb.size) > short_side:
+        rgb = rgb.resize(_resized(rgb.size, short_side), Image.Resampling.BICUBIC)
+        return Prepared(_encode(rgb, "JPEG", quality=quality), "jpg", np.asarray(rgb))
+    because = _not_kept(encoded, format_name)
+    if because:
+        return Prepared(_encode(image if image.mode == "L" else rgb, "PNG"), "png", np.asarray(rgb), because)
+    return Prepared(encoded, _KEPT[format_name], np.asarray(rgb))
+
+
+def _not_kept(encoded: bytes, format_name: str) -> str:
+    """Why an image is not stored as it is; "" if it is."""
+    if format_name not in _KEPT:
+        return format_name
+    damaged = damaged_chunk(encoded) if format_name == "PNG" else ""
+    return f"PNG with a wrong checksum ({damaged})" if damaged else other_kind(encoded)
 
 
 def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:

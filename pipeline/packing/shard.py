@@ -8,9 +8,10 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.data import index
 from pipeline.data.remote import download
@@ -41,6 +42,7 @@ class PackJob:
 
     def make(self) -> dict[str, Any]:
         rejected: list[tuple[str, str]] = []
+        converted: Counter[str] = Counter()
         sums = no_pixels() if self.statistics else None
         temporary = self.tar.with_name(f"{self.tar.name}.tmp")
         with open(temporary, "wb") as stream, _writer(stream) as writer:
@@ -48,15 +50,16 @@ class PackJob:
                 tick(1)
                 try:
                     content = _read(self.root, source)
-                    encoded, extension, pixels = prepare(content, self.short_side, self.quality, self.raw_px)
+                    photo = prepare(content, self.short_side, self.quality, self.raw_px)
                 except Rejected as reason:
                     rejected.append((source.name, str(reason)))
                     continue
-                writer.write({"__key__": key, extension: encoded, "cls": label})
+                writer.write({"__key__": key, photo.extension: photo.content, "cls": label})
+                converted.update([photo.because] if photo.because else [])
                 if sums:
-                    add_pixels(sums, pixels)
+                    add_pixels(sums, photo.pixels)
         os.replace(temporary, self.tar)
-        return _record(self.tar, self.tar.name, rejected, sums)
+        return _record(self.tar, self.tar.name, rejected, sums) | {"converted": dict(converted)}
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,22 @@ def finished(job: PackJob | ScanJob) -> bool:
     return tar.st_size == size and tar.st_mtime_ns <= record.st_mtime_ns
 
 
-def read_record(job: PackJob | ScanJob) -> tuple[index.Shard, dict[str, list], list[tuple[str, str]], dict | None]:
-    """The shard, its columns, the rejected (name, reason) and the colour sums, as `make` found them."""
+class Record(NamedTuple):
+    """What `make` found: the shard and its columns; rejected (name, reason); colour sums; how many images were
+    converted to PNG, by the reason."""
+
+    shard: index.Shard
+    columns: dict[str, list]
+    rejected: list[tuple[str, str]]
+    sums: dict[str, Any] | None
+    converted: dict[str, int]
+
+
+def read_record(job: PackJob | ScanJob) -> Record:
     record = json.loads(job.record.read_text())
     record["columns"]["key"] = [key.encode() for key in record["columns"]["key"]]
-    return index.Shard(**record["shard"]), record["columns"], record["rejected"], record["sums"]
+    shard = index.Shard(**record["shard"])
+    return Record(shard, record["columns"], record["rejected"], record["sums"], record.get("converted", {}))
 
 
 def _writer(stream: io.BufferedIOBase):

@@ -115,26 +115,25 @@ def test_a_rotten_set_ends_the_run_and_its_restart(rotten, tmp_path):
     assert len(quarantine.read(tmp_path / "bad_images.tsv")) == 3
 
 
-def test_want_of_memory_is_no_images_fault(photos, monkeypatch):
-    from pipeline.data import dali
+@pytest.mark.parametrize("refuser", ["dali", "pillow"])
+def test_want_of_memory_is_no_images_fault(monkeypatch, refuser):
+    from pipeline.data import dali, request
+    from pipeline.linting.decode import Told
+    from tests.data.test_decode import GARBAGE, GOOD, refuse
+    from tests.data.test_decode import request as asked
 
-    monkeypatch.setattr(dali, "_reason", lambda image, failure: "out of memory")
-    broken = dali.Request
+    def no_memory(*_):
+        raise MemoryError
 
-    def refuse_all(self, one):
-        return RuntimeError("cudaErrorMemoryAllocation")
-
-    monkeypatch.setattr(dali._Probe, "_failure", refuse_all)
-    probe = dali._Probe(dali.Decoder(is_raw=False))
-    request = next(iter([broken(np.array([1]), np.array([0]), [np.zeros(3, np.uint8)], _window())]))
-    with pytest.raises(RuntimeError, match="cudaErrorMemoryAllocation"):
-        probe.reason(request, 0)
-
-
-def _window():
-    from pipeline.data.windows import whole
-
-    return whole(np.array([4]), np.array([4]))
+    if refuser == "dali":
+        failure = RuntimeError("cudaErrorMemoryAllocation")
+        monkeypatch.setattr(dali._Probe, "failure", lambda self, one: failure)
+    monkeypatch.setattr(request, "pixels", no_memory)
+    safe = dali._Safe(dali.Decoder(is_raw=False), dali.Screen(torn=False), Told(refuse), threads=1)
+    image = GOOD[0] if refuser == "dali" else GARBAGE
+    wanted = asked([image], [(0, 0, 4, 4)])
+    with pytest.raises(RuntimeError, match="cudaErrorMemoryAllocation" if refuser == "dali" else "out of memory"):
+        safe.tried(wanted, np.ones(1, bool)) if refuser == "dali" else safe.prepared(wanted)
 
 
 def test_evaluation_leaves_bad_images_out_of_the_score_but_sees_their_ids(rotten):

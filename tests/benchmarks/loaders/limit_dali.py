@@ -54,7 +54,9 @@ def start(task: Task) -> Entry:
         return torch.cuda.current_stream() if task.on_gpu else None
 
     screen = Screen(torn=task.on_gpu)
-    batches = ours._run(cycle(requests), build, ours._feed_windows, decoder, data.prefetch, NobodyBad(), screen, stream)
+    batches = ours._run(
+        cycle(requests), build, ours._feed_windows, decoder, task.cores, data.prefetch, NobodyBad(), screen, stream
+    )
     return Entry((None for _ in batches), data.prefetch + 1, f"DALI {dali.__version__}", makes_batches=False)
 
 
