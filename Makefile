@@ -13,13 +13,15 @@ CUDA = $(or $(patsubst .venv/cuda%,%,$(wildcard .venv/cuda1?)),$(shell \
 endif
 OTHER = $(if $(filter 12,$(CUDA)),13,12)
 
-.PHONY: help install demo test check clean
+.PHONY: help install demo check test test-all prove clean
 
 help:
 	@echo "make demo     draw a data set, train AlexNet on it, score it with ten crops (about 6 minutes on 2 CPU cores)"
 	@echo "make install  the environment alone, in .venv; CUDA=12 or CUDA=13 chooses the builds, by default the driver does"
-	@echo "make test     all tests that this machine can run"
+	@echo "make test     the fast tests: a few minutes on 2 CPU cores"
 	@echo "make check    format, lint, types, fast tests: before every commit"
+	@echo "make test-all fast and slow tests, what .ci/run runs: about 20 minutes"
+	@echo "make prove    long proofs, by hand before a release: a soak run of two ranks"
 
 install: .venv/cuda$(CUDA)
 
@@ -27,13 +29,19 @@ demo: .venv/cuda$(CUDA)
 	PYTHON=$(BIN)/python launch/demo.sh # make PYTHON=... demo would hand its own on
 
 test: .venv/installed-dev
-	PYTHON= $(BIN)/python -m pytest
+	PYTHON= $(BIN)/python -m pytest -m "not slow and not prove"
+
+test-all: .venv/installed-dev
+	PYTHON= $(BIN)/python -m pytest -m "not prove"
+
+prove: .venv/installed-dev
+	PYTHON= $(BIN)/python -m pytest -m prove
 
 check: .venv/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(BIN)/python -m pytest -m "not slow and not prove" -q
 
 clean:
 	rm -rf .venv runs/demo data/demo data/demo-images

@@ -16,7 +16,7 @@ EPOCHS, TRAIN, BATCH = 20, 300, 20
 BROKEN = (7, 150, 299)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_twenty_epochs_with_corrupt_images(make_set, tmp_path):
     train, validation = make_set("train", TRAIN, broken=BROKEN), make_set("validation", 41, seed=1, broken=[5])
     folder, scratch = tmp_path / "run", tmp_path / "scratch"
