@@ -59,7 +59,8 @@ def lint(source: str, out: Path | None, workers: int, meter: Meter, forget: bool
         jobs = looked_at.jobs(Path(records))
         _examine(jobs, workers, meter)
         findings, statistics, bad, unknown = _merge(looked_at, jobs)
-    stale = _stale(known, bad, unknown)
+    seen = {job.name for job in jobs} - unknown
+    stale = _stale(known, bad, {entry.shard for entry in known} - unknown if looked_at.by_image else seen)
     for entry in [] if forget else stale:
         findings.add("stale_quarantine", entry.shard, entry.key, f"'{entry.key}' is quarantined, but it is fine now")
     if forget and stale:
@@ -137,10 +138,14 @@ def _entry(shard: str, key: str, reason: str) -> Entry:
     return Entry(shard, key, " ".join(reason.split()))
 
 
-def _stale(known: list[Entry], bad: list[Entry], unknown: set[str]) -> list[Entry]:
-    """Entries whose image was looked at and is fine, or is no longer in the set."""
+def _stale(known: list[Entry], bad: list[Entry], settled: set[str]) -> list[Entry]:
+    """Entries of `settled` shards whose image was looked at and is fine, or is no longer there.
+
+    What was not looked at is not fine: other tars may share the quarantine of those that were. A packed set is looked
+    at as a whole, so a shard that its manifest lacks is gone.
+    """
     still = {entry[:2] for entry in bad}
-    return [entry for entry in known if entry[:2] not in still and entry.shard not in unknown]
+    return [entry for entry in known if entry[:2] not in still and entry.shard in settled]
 
 
 def _forget(path: Path, stale: set[Entry]) -> None:

@@ -276,6 +276,23 @@ def test_stale_entries_are_told_and_forgotten_on_demand(tmp_path, capsys):
     assert quarantine.read(home / index.QUARANTINE) == []
 
 
+def test_entries_of_tars_that_were_not_looked_at_stay(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", _sample("x", _good(60)[:-300]))
+    write_tar(tmp_path / "b.tar", _sample("x", _good(61)))
+    write_tar(tmp_path / "cut.tar", _sample("x", _good(61)))
+    path = tmp_path / index.QUARANTINE
+    assert command.main([str(tmp_path / "a.tar"), "--workers", "1"]) == command.ERRORS
+    entries = quarantine.read(path)
+    assert [entry[:2] for entry in entries] == [("a.tar", "x")]
+    assert command.main([str(tmp_path / "b.tar"), "--workers", "1"]) == command.CLEAN
+    assert "fine now" not in capsys.readouterr().out
+    quarantine.add(path, [quarantine.Entry("b.tar", "x", "then"), quarantine.Entry("cut.tar", "y", "then")])
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:700])  # y may have been behind the cut
+    assert command.main([str(tmp_path / "b.tar"), "--workers", "1", "--forget"]) == command.CLEAN
+    assert command.main([str(tmp_path / "cut.tar"), "--workers", "1", "--forget"]) == command.ERRORS
+    assert [entry[:2] for entry in quarantine.read(path)] == [("a.tar", "x"), ("cut.tar", "y")]
+
+
 def test_results_elsewhere_leave_the_set_alone(make_set, tmp_path, capsys):
     folder = make_set("bad", 6, num_shards=1)
     write_tar(folder / "shard-000000.tar", _sample("bad", _good(63)[:-300], 0))
