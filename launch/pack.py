@@ -99,7 +99,7 @@ def _report(packed: dict[str, Any], out: Path) -> None:
     elif packed.get("converted"):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in packed["converted"].items())
         _say(f"stored as PNG, without loss, since training would not decode their bytes as Pillow does: {kinds}")
-    if packed["kind"] != "WebDataset shards":
+    if packed["num_rejected"]:
         _say(f"{packed['num_rejected']:,} files left out, listed in {out / 'rejected.tsv'}")
 
 

@@ -59,7 +59,7 @@ def measure(wanted: Race, say: Callable[[str], None]) -> tuple[list[Row], dict[s
             for number, seconds in enumerate(_rounds(wanted, config, index, runtime)):
                 if number:  # the first warms up
                     rounds.append(seconds)
-                say(f"round {number} of {wanted.rounds}")
+                say(f"round {number} of {wanted.rounds}" if number else "warmed up")
         except KeyboardInterrupt:
             cut = f"{wanted.model}: cut after {len(rounds)} of {wanted.rounds} rounds"
     rates = {
