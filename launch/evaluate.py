@@ -23,9 +23,11 @@ import json
 import os
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from launch.command import run_command
+from launch.progress import meter
 from pipeline.errors import UserError
 
 
@@ -95,7 +97,6 @@ def _score(found, outputs, index, finish) -> None:
     """Score, and hand the outcomes to `finish` on the first rank."""
     import torch
 
-    from pipeline.console import Bar
     from pipeline.engine import uses_bf16
     from pipeline.evaluation.evaluate import Contender, evaluate
     from pipeline.runtime import start
@@ -109,7 +110,8 @@ def _score(found, outputs, index, finish) -> None:
             one.network.to(runtime.device).to(memory_format=torch.channels_last).eval()
             contenders.append(Contender(one.network, one.config.data, one.config.evaluation.corners))
         begin = time.perf_counter()
-        with Bar(index.num_samples, shown=runtime.is_main) as bar:
+        bar = meter(index.num_samples, 0, "images", "scoring") if runtime.is_main else nullcontext(lambda done: None)
+        with bar as progress:
             outcomes = evaluate(
                 contenders,
                 index,
@@ -119,7 +121,7 @@ def _score(found, outputs, index, finish) -> None:
                 runtime=runtime,
                 micro_batch=config.evaluation.micro_batch,
                 bf16=bf16,
-                advance=bar.advance,
+                progress=progress,
             )
         images_per_s = index.num_samples / (time.perf_counter() - begin)
         if not runtime.is_main:

@@ -47,11 +47,8 @@ class Presentation:
 def eval_point(view: str, score: Score, other_set: str | None = None) -> Point:
     """A point of one view's errors (fractions in 0..1) and loss; `other_set` names what is not data.validation."""
     prefix = f"eval/{other_set}/{view}" if other_set else f"eval/{view}"
-    return {
-        f"{prefix}/top1_error": score.top1_error,
-        f"{prefix}/top5_error": score.top5_error,
-        f"{prefix}/loss": score.loss,
-    }
+    of_five = {} if score.top5_error is None else {f"{prefix}/top5_error": score.top5_error}
+    return {f"{prefix}/top1_error": score.top1_error, **of_five, f"{prefix}/loss": score.loss}
 
 
 class Sink(Protocol):

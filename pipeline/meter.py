@@ -70,7 +70,7 @@ class Meter:
                 keys.EPOCH: epoch,
                 keys.TRAIN_LOSS: result.loss,
                 keys.TRAIN_TOP1: result.top1_error,
-                keys.TRAIN_TOP5: result.top5_error,
+                **({} if result.top5_error is None else {keys.TRAIN_TOP5: result.top5_error}),
                 keys.LEARNING_RATE: lr,
                 keys.IMAGES_PER_S: self.config.train.global_batch / step_s,
                 keys.STEP_S: step_s,

@@ -4,19 +4,25 @@ In: log-probabilities [n, classes] and labels [n], -1 for rows to ignore. Out: f
 correct@5, loss sum] that add up over batches and ranks; counts below 2^53 stay exact in them.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+TOP = 5  # classes among which the label is looked for
+
 
 @dataclass(frozen=True)
 class Score:
-    """Counts over `seen` images; errors are fractions in 0..1 (1 if none was seen), loss is the mean cross-entropy."""
+    """Counts over `seen` images; errors are fractions in 0..1 (1 if none was seen), loss is the mean cross-entropy.
+
+    Among TOP outputs and fewer the label always is, so there is no `correct5`, and no error of it: None.
+    """
 
     seen: int
     correct1: int
-    correct5: int
+    correct5: int | None
     loss: float
 
     @property
@@ -24,27 +30,32 @@ class Score:
         return 1.0 - self.correct1 / max(self.seen, 1)
 
     @property
-    def top5_error(self) -> float:
-        return 1.0 - self.correct5 / max(self.seen, 1)
+    def top5_error(self) -> float | None:
+        return None if self.correct5 is None else 1.0 - self.correct5 / max(self.seen, 1)
 
 
 def count(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Float64 [4]: seen, correct@1, correct@5, summed loss over the rows whose label is not -1.
 
-    With fewer than five classes correct@5 counts the label among all of them. A row that holds NaN is wrong: NaN sorts
-    first and would else be right by chance.
+    With five classes and fewer correct@5 is NaN: the label is always among them. A row that holds NaN is wrong: NaN
+    sorts first and would otherwise be right by chance.
     """
     valid = labels >= 0
-    top = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices
+    num_classes = log_probabilities.shape[1]
+    top = log_probabilities.topk(min(TOP, num_classes), dim=1).indices
     hits = (top == labels[:, None]) & ~log_probabilities.isnan().any(dim=1, keepdim=True)
     loss = F.nll_loss(log_probabilities.double(), labels, ignore_index=-1, reduction="sum")
-    return torch.stack([valid.sum().double(), hits[:, 0].sum().double(), hits.any(dim=1).sum().double(), loss])
+    of_five = hits.any(dim=1).sum().double()
+    if num_classes <= TOP:
+        of_five = torch.full_like(of_five, torch.nan)
+    return torch.stack([valid.sum().double(), hits[:, 0].sum().double(), of_five, loss])
 
 
 def score(counts: torch.Tensor) -> Score:
     """A Score from the float64 [4] that `count` sums up to, all ranks added."""
     seen, correct1, correct5, loss = counts.tolist()
-    return Score(int(seen), int(correct1), int(correct5), loss / max(seen, 1.0))
+    of_five = None if math.isnan(correct5) else int(correct5)
+    return Score(int(seen), int(correct1), of_five, loss / max(seen, 1.0))
 
 
 def wilson(wrong: int, seen: int) -> tuple[float, float]:

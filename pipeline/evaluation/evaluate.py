@@ -50,21 +50,22 @@ def evaluate(
     runtime: Runtime,
     micro_batch: int,
     bf16: bool,
-    advance: Callable[[int], None] = lambda images: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Outcomes:
     """What became of every image in each view, the same on all ranks; with several contenders, of their average.
 
     `data` says how images are read. `labels` int64 [N] are the network's outputs, by default the index's labels.
-    `advance` is told of the images done. All views share one pass, in which each image is decoded once and each crop
-    scored once. Called by all ranks together. Raises RuntimeError if an image was left out or counted twice, UserError
-    for a dense view of a network that has no dense form.
+    `progress` is told how many images are done. All views share one pass, in which each image is decoded once and each
+    crop scored once. Called by all ranks together. Raises RuntimeError if an image was left out or counted twice,
+    UserError for a dense view of a network that has no dense form.
     """
     scorers = [_Scorer(one, views, runtime.device, bf16) for one in contenders]
     renderings = sorted({rendering for scorer in scorers for rendering in scorer.renderings})
     labels = index.label.astype(np.int64) if labels is None else labels
-    table = Table(labels, list(views), runtime.device)
+    table, done = Table(labels, list(views), runtime.device), 0
     for batch in eval_batches(index, data, renderings, place=runtime, device=runtime.device, micro_batch=micro_batch):
-        advance(len(batch.labels) * runtime.world)
+        progress(min(done, len(labels)))
+        done += len(batch.labels) * runtime.world
         rows = np.flatnonzero(batch.ids >= 0)  # the others are padding
         if not len(rows):
             continue

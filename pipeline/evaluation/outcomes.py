@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.metrics import Score
+from pipeline.metrics import TOP, Score
 
-TOP = 5
 SMALLEST = 5e-324  # probability in a loss
 NO_CLASS = -1  # in place of a class: fewer than five classes, an image that was not scored, a row of NaN
+_FIRST = 3  # columns before the views': seen, scored, the number of outputs
 _OF_VIEW = TOP + 2 * (TOP + 1)  # int32 columns; a float64 takes two
 
 
@@ -36,11 +36,12 @@ class Outcome:
 @dataclass(frozen=True)
 class Outcomes:
     """Of all N images: `labels` int64 [N], outputs of the network; `scored` bool [N], false where an image could not be
-    decoded; an `Outcome` for each view."""
+    decoded; an `Outcome` for each view; how many classes the networks know."""
 
     labels: np.ndarray
     scored: np.ndarray
     views: dict[str, Outcome]
+    num_outputs: int
 
     def scores(self) -> dict[str, Score]:
         """The score of each view."""
@@ -50,7 +51,8 @@ class Outcomes:
             wrong = [int(outcome.errors(self.labels, self.scored, top).sum()) for top in (1, TOP)]
             of_labels = outcome.label_probability[self.scored].tolist()
             loss = -math.fsum(math.log(max(p, SMALLEST)) for p in of_labels) / max(seen, 1)
-            found[view] = Score(seen, seen - wrong[0], seen - wrong[1], loss)
+            of_five = seen - wrong[1] if self.num_outputs > TOP else None
+            found[view] = Score(seen, seen - wrong[0], of_five, loss)
         return found
 
 
@@ -61,11 +63,11 @@ class Table:
     def __init__(self, labels: np.ndarray, views: list[str], device: torch.device):
         self.labels, self.views = labels, views
         self._labels = torch.from_numpy(np.array(labels)).to(device)
-        self.rows = torch.zeros(len(labels), 2 + _OF_VIEW * len(views), dtype=torch.int32, device=device)
+        self.rows = torch.zeros(len(labels), _FIRST + _OF_VIEW * len(views), dtype=torch.int32, device=device)
 
     def add(self, ids: torch.Tensor, scored: torch.Tensor, probabilities: list[torch.Tensor]) -> None:
         """The images of `ids` int64 [n]: `scored` bool [n]; probabilities float64 [n, classes] of each view."""
-        columns = [torch.ones_like(scored), scored]
+        columns = [torch.ones_like(scored), scored, torch.full_like(ids, probabilities[0].shape[1])]
         labels = self._labels[ids]
         for found in probabilities:
             top, classes = found.topk(min(TOP, found.shape[1]), dim=1)
@@ -88,10 +90,10 @@ class Table:
             )
         views = {}
         for number, view in enumerate(self.views):
-            of_view = np.ascontiguousarray(rows[:, 2 + number * _OF_VIEW : 2 + (number + 1) * _OF_VIEW])
+            of_view = np.ascontiguousarray(rows[:, _FIRST + number * _OF_VIEW : _FIRST + (number + 1) * _OF_VIEW])
             found = of_view[:, TOP:].copy().view(np.float64)
             views[view] = Outcome(of_view[:, :TOP], found[:, :TOP], found[:, TOP])
-        return Outcomes(self.labels, rows[:, 1] == 1, views)
+        return Outcomes(self.labels, rows[:, 1] == 1, views, int(rows[:, 2].max()))
 
 
 def _bits(values: torch.Tensor) -> torch.Tensor:

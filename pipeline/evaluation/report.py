@@ -20,7 +20,7 @@ from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
 from pipeline.evaluation.papers import Entry, compare
 from pipeline.journal import Presentation
-from pipeline.metrics import Score, wilson
+from pipeline.metrics import TOP, Score, wilson
 from pipeline.views import looks
 
 NUM_PAIRS = 20  # of the worst confusions
@@ -58,13 +58,14 @@ def table(result: Evaluated) -> str:
         what = f"the average of {len(result.classifiers)} networks: {what}"
     wide = max(4, *map(len, scores)) + 2
     lines = [f"{images:,} images of {result.data}, {what}", ""]
-    lines.append(f"  {'view':<{wide}}{'top-1 error':>11}{'95 % interval':>18}{'top-5 error':>15}{'loss':>9}")
+    has_five = all(score.top5_error is not None for score in scores.values())
+    of_five = f"{'top-5 error':>15}" if has_five else ""
+    lines.append(f"  {'view':<{wide}}{'top-1 error':>11}{'95 % interval':>18}{of_five}{'loss':>9}")
     for view, score in scores.items():
         low, high = wilson(score.seen - score.correct1, score.seen)
         interval = f"{100 * low:.2f}..{100 * high:.2f}"
-        lines.append(
-            f"  {view:<{wide}}{score.top1_error:>11.2%}{interval:>18}{score.top5_error:>15.2%}{score.loss:>9.3f}"
-        )
+        of_five = "" if score.top5_error is None else f"{score.top5_error:>15.2%}"
+        lines.append(f"  {view:<{wide}}{score.top1_error:>11.2%}{interval:>18}{of_five}{score.loss:>9.3f}")
     if images < len(result.index):
         lines += ["", f"  {len(result.index) - images:,} more images could not be decoded and are in no figure"]
     lines.append("")
@@ -107,7 +108,7 @@ def by_class(outcomes: Outcomes, view: str, outputs: np.ndarray, classes: Sequen
     """Images and errors of each class of the set, in its order."""
     outcome = outcomes.views[view]
     wrong1, wrong5 = (outcome.errors(outcomes.labels, outcomes.scored, top) for top in (1, 5))
-    size = int(outputs.max()) + 1
+    size, has_five = int(outputs.max()) + 1, outcomes.num_outputs > TOP
     chosen = (outcomes.scored, wrong1, wrong5)
     seen, *wrong = (np.bincount(outcomes.labels[rows], minlength=size) for rows in chosen)
     return [
@@ -115,7 +116,7 @@ def by_class(outcomes: Outcomes, view: str, outputs: np.ndarray, classes: Sequen
             "class": name,
             "seen": int(seen[output]),
             "top1_error_percent": _percent(wrong[0][output], seen[output]),
-            "top5_error_percent": _percent(wrong[1][output], seen[output]),
+            **({"top5_error_percent": _percent(wrong[1][output], seen[output])} if has_five else {}),
         }
         for name, output in zip(classes, outputs.tolist(), strict=True)
     ]
@@ -150,7 +151,8 @@ def presentation(result: Evaluated, other_set: str | None, picture: Any, picture
             if rows:
                 tables[f"{prefix}/{view}/{name}"] = (list(rows[0]), [list(row.values()) for row in rows])
         for key in ("top1_error_percent", "top1_interval_percent", "top5_error_percent", "compare_with"):
-            summary[f"{prefix}/{view}/{key}"] = found[key]
+            if key in found:
+                summary[f"{prefix}/{view}/{key}"] = found[key]
     pictures = {f"{prefix}/{picture_view}/mistakes": (picture, "label, and five guesses")} if picture else {}
     return Presentation(result.classifiers[0].step, tables, pictures, summary)
 
@@ -165,7 +167,10 @@ def write(result: Evaluated, path: Path) -> None:
 def _figures(score: Score) -> dict[str, Any]:
     found: dict[str, Any] = asdict(score)
     found["loss"] = score.loss if math.isfinite(score.loss) else None  # JSON has no word for it
-    for top, correct in ((1, score.correct1), (5, score.correct5)):
+    for top, correct in ((1, score.correct1), (TOP, score.correct5)):
+        if correct is None:
+            del found["correct5"]
+            continue
         wrong = score.seen - correct
         found[f"top{top}_error_percent"] = _percent(wrong, score.seen)
         found[f"top{top}_interval_percent"] = [100 * end for end in wilson(wrong, score.seen)]

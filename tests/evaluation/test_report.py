@@ -31,7 +31,7 @@ def outcomes(photos) -> Outcomes:
     probabilities[:, 0] -= np.arange(50) / 1000
     scored = np.arange(50) != 7
     classes[7] = -1
-    return Outcomes(labels, scored, {"ten": Outcome(classes, probabilities, np.full(50, 0.5))})
+    return Outcomes(labels, scored, {"ten": Outcome(classes, probabilities, np.full(50, 0.5))}, num_outputs=6)
 
 
 @pytest.fixture
