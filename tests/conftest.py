@@ -21,6 +21,7 @@ from pipeline.runtime import Runtime
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+runtime.settle_bits()
 
 hypothesis.settings.register_profile("unhurried", deadline=None, max_examples=50)  # a loaded machine is no bug
 hypothesis.settings.load_profile("unhurried")
