@@ -145,10 +145,15 @@ def _show(result, picture_file: Path, home: Path, other_set: str | None) -> None
     view = min(scores, key=lambda name: scores[name].top1_error)
     ids = figure.worst_mistakes(outcomes, view)
     picture_file.unlink(missing_ok=True)  # of an evaluation before
-    picture = figure.draw(outcomes, view, ids, result.index, config.data, result.names)
+    source = " + ".join(each.source for each in result.classifiers)
+    picture, unknown = figure.draw(outcomes, view, ids, result.index, config.data, result.names, source)
     if picture:
         picture.save(picture_file)
         print(f"  mistakes    {picture_file} (the most confident ones, view {view})")
+    if unknown:
+        print(
+            f"              no font here has {''.join(unknown[:20])}: install one (Noto's have most) and run this again"
+        )
     point = {STEP: one.step, EPOCH: one.epoch}
     for name, score in scores.items():
         point |= eval_point(name, score, other_set)

@@ -20,13 +20,11 @@ FORMS = (".png", ".svg", ".pdf")
 
 
 def require(out: Path) -> None:
-    """Raises UserError without matplotlib, or for a name that is no picture's."""
+    """Raises UserError for a name that is no picture's."""
     if out.suffix not in FORMS:
         raise UserError(f"{out} is no picture's name: end it in one of {', '.join(FORMS)}")
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise UserError("pictures need matplotlib: .venv/bin/pip install -c constraints.txt -e '.[plot]'") from None
+    import matplotlib
+
     matplotlib.use("Agg")  # no display
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from torch import nn
 
 from pipeline.config import Config, Data
@@ -14,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import figure, predictions, report
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.outcomes import Outcome, Outcomes
+from tests.conftest import COLOURS
 
 NAMES = ["red", "green", "blue", "yellow", "cyan", "none of the set"]
 
@@ -134,20 +138,55 @@ def test_the_picture_of_mistakes(outcomes, photos):
     ids = figure.worst_mistakes(outcomes, "ten")
     assert ids.tolist() == [3, *range(0, 50, 5)]  # the most confident first
     assert figure.worst_mistakes(outcomes, "ten", most=2).tolist() == [3, 0]
-    picture = figure.draw(outcomes, "ten", ids, index.load(photos), Data(threads=1), NAMES)
+    picture, unknown = figure.draw(outcomes, "ten", ids, index.load(photos), Data(threads=1), NAMES, "runs/a")
     assert picture is not None
+    assert unknown == []
+    scale = figure.DPI // 100
     pixels = np.asarray(picture)
-    cell = (figure.PICTURE_PX + 3 * figure.MARGIN_PX + 6 * figure.LINE_PX, figure.PICTURE_PX + 2 * figure.MARGIN_PX)
-    assert pixels.shape == (3 * cell[0], 4 * cell[1], 3)
+    assert pixels.shape == (scale * (3 * figure.HEIGHT_PX + figure.TITLE_PX), scale * 4 * figure.WIDTH_PX, 3)
     # the first picture is image 3, of the colour of its class; below it the first bar is nearly as long as it
-    from tests.conftest import COLOURS
-
-    middle = pixels[figure.MARGIN_PX : figure.PICTURE_PX, figure.MARGIN_PX : figure.PICTURE_PX].mean(axis=(0, 1))
+    left, top = scale * figure.MARGIN_PX, scale * figure.TITLE_PX
+    bottom, right = top + scale * figure.PICTURE_PX, left + scale * figure.PICTURE_PX
+    middle = pixels[top:bottom, left:right].mean(axis=(0, 1))
     assert np.abs(middle - COLOURS[3]).max() < 30
-    line = figure.PICTURE_PX + 2 * figure.MARGIN_PX + figure.LINE_PX + 1
-    bar = (pixels[line, : cell[1]] == figure.BLUE).all(axis=1).sum()
-    assert bar == pytest.approx(0.987 * figure.PICTURE_PX, abs=3)
+    edge = pixels[bottom + scale * (4 + figure.LINE_PX) + 2, left:right]  # above the words in the bar
+    blue = [int(figure.BLUE[at : at + 2], 16) for at in (1, 3, 5)]
+    assert (np.abs(edge.astype(int) - blue).max(axis=1) < 3).sum() == pytest.approx(0.987 * (right - left), abs=4)
+
+
+def test_the_picture_tells_which_letters_it_cannot_draw(outcomes, photos, tmp_path, monkeypatch):
+    """A hieroglyph, which fonts of a machine seldom have; then with a font that has it: a filled square."""
+    names = ["Äpfel und Öl", "кошки", "قطة", "\U00013000", "e\u0301", "$x_1$ <b>\n" + 80 * "long "]
+    font = tmp_path / "Glyphs-Regular.ttf"
+    square(font, 0x13000)
+    ids = figure.worst_mistakes(outcomes, "ten", most=1)
+    found = []
+    for fonts in ([], [str(font)]):
+        monkeypatch.setattr(font_manager, "findSystemFonts", lambda fonts=fonts: fonts)
+        found.append(figure.draw(outcomes, "ten", ids, index.load(photos), Data(threads=1), names, "runs/Катя"))
+    (without, unknown), (drawn, none) = found
+    assert (unknown, none) == (["\U00013000"], [])
+    assert without.size == drawn.size
+    assert np.asarray(without).tobytes() != np.asarray(drawn).tobytes()
+
+
+def square(path: Path, code: int) -> None:
+    """A font with one letter."""
+    pen = TTGlyphPen(None)
+    for at in ((0, 0), (0, 700), (700, 700), (700, 0)):
+        (pen.lineTo if pen.points else pen.moveTo)(at)
+    pen.closePath()
+    glyph, builder = pen.glyph(), FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({code: "square"})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": glyph})
+    builder.setupHorizontalMetrics({".notdef": (800, 0), "square": (800, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Glyphs", "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=800)
+    builder.setupPost()
+    builder.save(path)
 
 
 def test_no_mistakes_no_picture(outcomes, photos):
-    assert figure.draw(outcomes, "ten", np.array([], int), index.load(photos), Data(), NAMES) is None
+    assert figure.draw(outcomes, "ten", np.array([], int), index.load(photos), Data(), NAMES, "runs/a") == (None, [])
