@@ -1,6 +1,7 @@
-"""Look at every sample of a set of shards and say what is wrong with it, before a run finds out.
+"""Look at every sample of a set of shards, or of several, and say what is wrong, before a run finds out.
 
     python -m launch.lint data/photos/train                  # a packed set: its index is checked too
+    python -m launch.lint data/photos                        # all sets in it, and the images that they share
     python -m launch.lint 'wds/imagenet1k-train-*.tar'       # plain WebDataset shards, before they are indexed
     python -m launch.lint data/photos/train --forget         # after mending: empty the quarantine of what is fine now
 
@@ -32,8 +33,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--workers {args.workers}: give 1 or more")
         start_s = time.monotonic()
         linted = linting.lint(args.shards, args.out, args.workers, meter, args.forget)
-        _report(linted, time.monotonic() - start_s, args.workers)
-        return ERRORS if linted.report["counts"]["error"] else CLEAN
+        wall_s, images = time.monotonic() - start_s, sum(one.report["num_images"] for one in linted)
+        print(f"{images:,} images in {wall_s:.1f} s: {images / wall_s:.0f} images/s with {args.workers} processes")
+        for one in linted:
+            _report(one)
+        return ERRORS if any(one.report["counts"]["error"] for one in linted) else CLEAN
 
     return run_pool("pipeline.linting.lint", work, "run the same command again, it starts afresh")
 
@@ -43,24 +47,22 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m launch.lint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "shards", metavar="SHARDS", help="a packed set's folder, a folder of .tar shards, a .tar, a glob"
+        "shards", metavar="SHARDS", nargs="+", help="a packed set's folder, a folder of .tar shards, a .tar, a glob"
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the results (default: beside the set's shards)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the results (default: beside the shards)")
     parser.add_argument("--forget", action="store_true", help="remove quarantined images that are fine now")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=cores, help=f"processes (default: all cores, {cores})")
     return parser
 
 
-def _report(linted: Any, wall_s: float, workers: int) -> None:
+def _report(linted: Any) -> None:
     from pipeline.data.index import QUARANTINE
     from pipeline.linting.findings import KINDS
     from pipeline.linting.lint import PAGE
     from pipeline.linting.page import verdict, where
 
     report, folder = linted.report, linted.folder
-    images = report["num_images"]
-    print(f"{images:,} images in {wall_s:.1f} s: {images / wall_s:.0f} images/s with {workers} processes")
     print(f"{verdict(report)}, {report['source']}")
     example: dict[str, str] = {}
     for finding in report["findings"]:

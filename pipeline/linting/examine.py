@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,16 +111,15 @@ def work(job: Job) -> None:
         **{name: sorted(count.items()) for name, count in shard.counts.items()},
         "form": shard.form if keys else None,
     }
+    arrays: dict[str, Any] = {
+        name: np.array(shard.columns.get(name, [])[: len(keys)], np.int64)
+        for name in ("label", "offset", "size", "height", "width")
+    }
+    arrays |= {"key": np.array(keys, np.bytes_), "key_digest": _stack([_digest(key) for key in keys])}
+    arrays |= {"digest": digests, "good": np.array(good, bool), "raw": np.full(len(keys), shard.form == "raw")}
     try:
         job.record.with_suffix(".json").write_text(json.dumps(record))
-        np.savez(
-            job.record.with_suffix(".npz"),
-            key=np.array(keys, np.bytes_),
-            label=np.array(shard.columns.get("label", [])[: len(keys)], np.int64),
-            good=np.array(good, bool),
-            key_digest=_stack([_digest(key) for key in keys]),
-            digest=digests,
-        )
+        np.savez(job.record.with_suffix(".npz"), **arrays)
     except OSError as error:
         raise UserError(f"{error}. Make room there, or set TMPDIR to another folder") from None
 

@@ -51,6 +51,12 @@ KINDS = {
         "Look at them; launch.pack makes them the same for every decoder when it packs the original files",
     ),
     "duplicate_image": Kind(WARNING, "the same image twice", "Keep one of each, unless the repetition is meant"),
+    "shared_image": Kind(
+        WARNING,
+        "images that another of these sets holds too",
+        "Score on images that training has not seen: take them out of one of the sets",
+    ),
+    "other_classes": Kind(WARNING, "class lists that differ", "Pack both sets with one --classes list"),
     "no_end": Kind(WARNING, "tars without an end mark", "They may be cut between two samples: compare with the source"),
     "empty_shard": Kind(WARNING, "shards without a good sample", "Leave the shard out, or make it again"),
     "empty_class": Kind(WARNING, "classes without images", "Labels count from 0; check class list and labels"),
@@ -58,7 +64,7 @@ KINDS = {
     "animated": Kind(
         WARNING, "images of several frames", "Training sees the first frame; check that it is the right one"
     ),
-    "cmyk": Kind(WARNING, "CMYK images", "Colours may be off: convert them to RGB"),
+    "cmyk": Kind(WARNING, "CMYK images", "Their profile is ignored: convert them to RGB where exact colours matter"),
     "tiny": Kind(WARNING, "images under 32 px", "Check that they are no thumbnails or icons"),
     "huge": Kind(WARNING, "images over 40 megapixels", "They slow decoding: shrink them with launch.pack --short-side"),
     "constant": Kind(WARNING, "images of a single colour", "Nothing can be learnt from them: check the source"),

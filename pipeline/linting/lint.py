@@ -1,13 +1,13 @@
-"""All shards of a set: examined in parallel, what was found put together and written down.
+"""All shards of a set, or of several: examined in parallel, what was found put together and written down.
 
-In: a packed set's folder, or tars without an index. Out: lint.json, lint.html and, for images that cannot be decoded,
-quarantine.tsv. The same set gives the same lint.json, at any number of workers.
+In: packed sets' folders, or tars without an index. Out, for each set: lint.json, lint.html and, for images that cannot
+be decoded, quarantine.tsv. The same sets give the same lint.json, at any number of workers.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from pipeline.data import quarantine
 from pipeline.data.index import QUARANTINE
 from pipeline.data.quarantine import Entry
 from pipeline.errors import UserError
-from pipeline.linting import page, sizes
+from pipeline.linting import page, sizes, thumbnails
 from pipeline.linting.classes import balance
 from pipeline.linting.examine import Job, work
 from pipeline.linting.findings import Finding, Findings
 from pipeline.linting.repeats import Digests
-from pipeline.linting.target import Target, target
+from pipeline.linting.target import Target, all_targets
 from pipeline.locks import lock
 from pipeline.workers import run
 
@@ -45,32 +45,91 @@ class Linted:
     num_forgotten: int
 
 
-def lint(source: str, out: Path | None, workers: int, meter: Meter, forget: bool = False) -> Linted:
-    """Look at every sample of `source` and write the results to `out` (default: beside the set).
+@dataclass(frozen=True)
+class _Seen:
+    """A set whose shards have been examined."""
+
+    source: str
+    target: Target
+    folder: Path
+    jobs: list[Job]
+    findings: Findings
+    statistics: Report
+    bad: list[Entry]
+    unknown: set[str]
+    digests: Digests
+
+
+def lint(sources: Sequence[str], out: Path | None, workers: int, meter: Meter, forget: bool = False) -> list[Linted]:
+    """Look at every sample of `sources`, and at what they share; write the results to `out` (default: beside each).
 
     `forget` removes entries of the quarantine whose images are fine now. Raises UserError for a mistake in the
     arguments, and for a folder that cannot be written to.
     """
     builds.require_dali()
-    looked_at = target(source)
-    folder = _writable(out or looked_at.home)
-    known = quarantine.read(folder / QUARANTINE)
+    targets = {source: found for given in sources for source, found in all_targets(given).items()}
+    folders = _folders(targets, out)
     with tempfile.TemporaryDirectory(prefix="tencrop-lint-") as records:
-        jobs = looked_at.jobs(Path(records))
-        _examine(jobs, workers, meter)
-        findings, statistics, bad, unknown = _merge(looked_at, jobs)
-    seen = {job.name for job in jobs} - unknown
-    stale = _stale(known, bad, {entry.shard for entry in known} - unknown if looked_at.by_image else seen)
+        seen = []
+        for number, (source, found) in enumerate(targets.items()):
+            home = Path(records, str(number))
+            home.mkdir()
+            jobs = found.jobs(home)
+            _examine(jobs, workers, meter)
+            seen.append(_Seen(source, found, folders[source], jobs, *_merge(found, jobs)))
+        for one in seen:
+            for other in seen:
+                if one is not other:
+                    _compare(one, other)
+        return [_settle(one, [other.source for other in seen if other is not one], forget) for one in seen]
+
+
+def _folders(targets: dict[str, Target], out: Path | None) -> dict[str, Path]:
+    """Where the results of each set go. No two sets may share a folder."""
+    if out is None:
+        folders = {source: found.home for source, found in targets.items()}
+    elif len(targets) == 1:
+        folders = dict.fromkeys(targets, out)
+    else:
+        folders = {source: out / found.home.name for source, found in targets.items()}
+    of: dict[Path, str] = {}
+    for source, folder in folders.items():
+        other = of.setdefault(folder.resolve(), source)
+        if other != source:
+            raise UserError(f"{other} and {source} would both write their results to {folder}. Lint one at a time")
+    return {source: _writable(folder) for source, folder in folders.items()}
+
+
+def _compare(one: _Seen, other: _Seen) -> None:
+    one.digests.tell_shared(other.digests, other.source, one.findings)
+    here, there = one.target.classes, other.target.classes
+    if here and there and here != there:
+        at = next((n for n, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1]), None)
+        how = f"{len(here)} classes here, {len(there)} there" if at is None else (
+            f"label {at} is '{here[at]}' here, '{there[at]}' there"
+        )  # fmt: skip
+        one.findings.add("other_classes", "", "", f"{other.source} has another class list: {how}")
+
+
+def _settle(one: _Seen, others: list[str], forget: bool) -> Linted:
+    """Write down what was found, and mend the quarantine."""
+    looked_at, folder, findings = one.target, one.folder, one.findings
+    known = quarantine.read(folder / QUARANTINE)
+    seen = {job.name for job in one.jobs} - one.unknown
+    settled = {entry.shard for entry in known} - one.unknown if looked_at.by_image else seen
+    stale = _stale(known, one.bad, settled)
     for entry in [] if forget else stale:
         findings.add("stale_quarantine", entry.shard, entry.key, f"'{entry.key}' is quarantined, but it is fine now")
     if forget and stale:
         _forget(folder / QUARANTINE, set(stale))
-    new = quarantine.add(folder / QUARANTINE, bad) if bad else []
+    new = quarantine.add(folder / QUARANTINE, one.bad) if one.bad else []
     found = findings.as_json()
     verdict = "errors" if found["counts"]["error"] else "clean"
-    report = {"version": VERSION, "source": source, "verdict": verdict, **statistics, **found}
-    report["quarantine"] = {"undecodable": len(bad), "stale": 0 if forget else len(stale)}
-    _write(folder / PAGE, page.page(report))
+    report = {"version": VERSION, "source": one.source, "compared_with": others, "verdict": verdict}
+    report |= {**one.statistics, **found}
+    report["quarantine"] = {"undecodable": len(one.bad), "stale": 0 if forget else len(stale)}
+    shown = thumbnails.shown(findings, one.digests, [job.tar for job in one.jobs])
+    _write(folder / PAGE, page.page(report, shown))
     _write(folder / JSON, json.dumps(report, indent=1) + "\n")
     return Linted(report, folder, looked_at.home, looked_at.by_image, len(new), len(stale) if forget else 0)
 
@@ -93,8 +152,8 @@ def _examine(jobs: list[Job], workers: int, meter: Meter) -> None:
             update(num_done)
 
 
-def _merge(looked_at: Target, jobs: list[Job]) -> tuple[Findings, Report, list[Entry], set[str]]:
-    """Findings, statistics, the images that cannot be decoded, and the shards that nothing can be said of."""
+def _merge(looked_at: Target, jobs: list[Job]) -> tuple[Findings, Report, list[Entry], set[str], Digests]:
+    """Findings, statistics, the images that cannot be decoded, the shards that nothing can be said of, the digests."""
     findings = Findings()
     for name, path in looked_at.missing:
         findings.add("missing_shard", name, "", f"{path} does not exist")
@@ -121,7 +180,8 @@ def _merge(looked_at: Target, jobs: list[Job]) -> tuple[Findings, Report, list[E
             findings.add("mixed", job.name, "", f"holds {record['form']} images, the shards before it do not")
     if not totals["num_images"]:
         findings.add("no_samples", "", "", "there is no sample with image and label")
-    Digests([job.name for job in jobs], [job.record for job in jobs]).tell(findings)
+    digests = Digests([job.name for job in jobs], [job.record for job in jobs], looked_at.classes)
+    digests.tell(findings)
     statistics = {
         "num_shards": len(jobs) + len(looked_at.missing),
         **totals,
@@ -130,7 +190,7 @@ def _merge(looked_at: Target, jobs: list[Job]) -> tuple[Findings, Report, list[E
         "sizes": sizes.as_json(of_size),
         "classes": balance(counts["labels"], looked_at.classes, findings),
     }
-    return findings, statistics, bad, unknown
+    return findings, statistics, bad, unknown, digests
 
 
 def _entry(shard: str, key: str, reason: str) -> Entry:

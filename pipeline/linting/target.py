@@ -47,12 +47,20 @@ class Target:
         ]
 
 
+def all_targets(source: str) -> dict[str, Target]:
+    """The sets that `source` names: itself, or those in the folder that launch.pack wrote. Raises as `target` does."""
+    inside = sorted(found.parent for found in Path(source).glob(f"*/{MANIFEST}")) if not is_remote(source) else []
+    if inside and not (Path(source) / MANIFEST).exists():
+        return {str(folder): target(str(folder)) for folder in inside}
+    return {source: target(source)}
+
+
 def target(source: str) -> Target:
     """Recognise SHARDS. Raises UserError: no such thing, a URL, images instead of shards, several sets, no index."""
     if is_remote(source):
         raise UserError(f"{source} is remote. Lint the set where it was packed, before uploading it")
     folder = Path(source)
-    if folder.is_dir() and ((folder / MANIFEST).exists() or any(folder.glob(f"*/{MANIFEST}"))):
+    if (folder / MANIFEST).exists():
         return _packed(index.load(folder, verify=False))
     found = sources.find(source)
     if found.kind != sources.SHARDS:

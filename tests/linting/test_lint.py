@@ -1,5 +1,6 @@
 """What lint finds: each fault in a small real set, by kind, shard and key, and what it writes about them."""
 
+import base64
 import io
 import json
 import os
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import jpeg, photo, refused, write_set, write_tar
+from conftest import jpeg, photo, refused, write_tar
 from PIL import Image
 
 from launch import lint as command
-from launch import progress
+from launch import pack, progress
 from pipeline.data import index, quarantine
 from pipeline.data.scan import scan_shard
 from pipeline.linting import classes, decode, repeats
@@ -204,7 +205,7 @@ def test_the_page_escapes_names_and_needs_nothing_else(linted):
     assert "<b>" not in page
     assert "NOT CLEAN" in page
     assert "prefers-color-scheme" in page
-    assert not re.search(r"<script|https?://|src=", page)
+    assert not re.search(r"<script|https?://|src=(?!\"data:image/jpeg;base64,)", page)
     assert all(escape(KINDS[kind].title) in page for kind in _read(linted[0])["kinds"])
 
 
@@ -395,7 +396,7 @@ def test_plain_progress_is_a_line_now_and_then(monkeypatch, capsys):
         (lambda folder: None, ["nowhere"], "does not exist"),
         (lambda folder: None, ["*.tar"], "matches no file"),
         (lambda folder: (folder / "cat").mkdir() or (folder / "cat/1.jpg").write_bytes(_good(0)), ["."], "launch.pack"),
-        (lambda folder: write_set(folder / "train", 5, num_shards=1), ["."], "name one of them"),
+        (lambda folder: write_tar(folder / "a.tar", []), ["a.tar", "*.tar"], "Lint one at a time"),
         (lambda folder: [write_tar(folder / f"{name}-0.tar", []) for name in ("train", "val")], ["."], "*train*.tar"),
         (lambda folder: write_tar(folder / "a.tar", []), [".", "--workers", "0"], "--workers 0"),
         (lambda folder: write_tar(folder / "a.tar", []), [".", "--out", "a.tar"], "--out FOLDER"),
@@ -408,6 +409,38 @@ def test_a_mistake_is_refused_by_name(tmp_path, monkeypatch, capsys, prepare, wo
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert told in said
+
+
+def test_sets_say_what_they_share_and_their_samples_are_shown(tmp_path, capsys):
+    """Of four images of validation two are in training, one of them under another label. `.` means both sets."""
+    train, validation = [_good(number) for number in range(6)], [_good(4), _good(10), _good(1), _good(11)]
+    for name, images, labels in (("train", train, (0, 1, 2, 0, 1, 2)), ("validation", validation, (1, 0, 2, 1))):
+        pairs = enumerate(zip(images, labels, strict=True))
+        samples = [_sample(f"{name[0]}{number}", image, label) for number, (image, label) in pairs]
+        write_tar(tmp_path / f"{name}-0.tar", [file for sample in samples for file in sample])
+    (tmp_path / "names.txt").write_text("cat\nköpek\n<b>\n")
+    sets, names = tmp_path / "sets", tmp_path / "names.txt"
+    assert pack.main([str(tmp_path / "*.tar"), str(sets), "--classes", str(names), "--workers", "1"]) == 0
+    capsys.readouterr()
+    assert command.main([str(sets), "--workers", "1"]) == command.CLEAN
+    said = capsys.readouterr().out
+    assert said.startswith("10 images in ")
+    shared = [finding for finding in _read(sets / "validation")["findings"] if finding["kind"] == "shared_image"]
+    assert [(finding["shard"], finding["key"]) for finding in shared] == [
+        ("validation-0.tar", "v0"),
+        ("validation-0.tar", "v2"),
+    ]
+    assert shared[1]["message"] == (
+        f"sample 'v2' (label 2 ('<b>')) is the same image as 't1' (label 1 ('köpek')) "
+        f"in train-0.tar of {sets / 'train'}"
+    )
+    page = (sets / "validation" / linting.PAGE).read_text()
+    assert "<small>label 1 (&#x27;köpek&#x27;)</small>" in page
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(pictures) == 2
+    small = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
+    original = Image.open(io.BytesIO(_good(4))).resize(small.size, Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(small, np.int16) - np.asarray(original, np.int16)).mean() < 5
 
 
 def test_a_set_whose_shards_are_remote_is_refused(make_set):
