@@ -22,7 +22,8 @@ td, th { padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-a
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .bar { background: var(--bar); height: .8rem; margin-top: .35rem } .scale { width: 55% }
 summary { cursor: pointer } ul { margin: .3rem 0; padding-left: 1.2rem; font-size: .9rem } small { opacity: .75 }
-h1, p { overflow-wrap: anywhere } .findings td:last-child { width: 28% } .findings td:first-child { white-space: nowrap }
+h1, p { overflow-wrap: anywhere }
+.findings td:last-child { width: 28% } .findings td:first-child { white-space: nowrap }
 .shown { list-style: none; display: flex; gap: .7rem; align-items: center; margin: .4rem 0 0 -1.2rem }
 .shown div { min-width: 0; overflow-wrap: anywhere }
 .shown img, .shown .none { flex: none; width: 4.5rem; height: 4.5rem; object-fit: contain; background: #8882 }
