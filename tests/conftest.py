@@ -3,9 +3,10 @@
 import io
 import os
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from launch.command import run_command
 from pipeline import builds, runtime
 from pipeline.data import index
 from pipeline.data.scan import scan_shard
@@ -140,6 +142,19 @@ def alone() -> Iterator[Runtime]:
     """A group of one process, on the CPU."""
     with group_on(torch.device("cpu")) as started:
         yield started
+
+
+def called(main: Callable[[], None], *words: str | Path) -> subprocess.CompletedProcess:
+    """A command's `main`, run here: its exit code and what it prints. For mistakes that are found before a group is
+    joined; a new process that imports torch takes three seconds."""
+    told, errors, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told), redirect_stderr(errors):
+        patch.setattr(sys, "argv", ["command", *map(str, words)])
+        try:
+            run_command(main)
+        except SystemExit as left:
+            code = int(left.code or 0)
+    return subprocess.CompletedProcess(words, code, told.getvalue(), errors.getvalue())
 
 
 def refused(ended: subprocess.CompletedProcess) -> str:

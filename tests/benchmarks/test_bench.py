@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import jpeg, photo, refused
+from conftest import called, jpeg, photo, refused
 
+from launch import bench as command
 from tests.benchmarks import evaluation, step
 from tests.benchmarks.rounds import NO_ROUND, Process, race
 from tests.benchmarks.rows import Row, table
@@ -271,7 +272,10 @@ def test_a_log_keeps_few_of_a_warning_and_all_of_a_table():
     assert kept[:-1] == ["x\n"] * 6 + ["| warn |\n"] * 9
 
 
-def test_what_makes_no_sense_is_refused(photos, tmp_path):
+def test_what_makes_no_sense_is_refused(photos, tmp_path, monkeypatch):
+    for name, value in command.KEEP_MEMORY.items():
+        monkeypatch.setenv(name, value)  # else it starts itself anew with them
+    bench = partial(called, command.main)
     given = ["--photos", str(photos), "--work", str(tmp_path / "work")]
     assert "there is no 'theirs'" in refused(bench("loader", *given, "--contestants", "ours,theirs"))
     assert "--rounds 0" in refused(bench("loader", *given, "--rounds", "0"))

@@ -215,6 +215,7 @@ def test_the_first_losses_in_bf16_are_those_in_fp32(started, photos):
     assert not np.array_equal(fp32, bf16)
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_the_same_steps(started, photos):
     plain = np.array(losses(settings(photos, precision="fp32"), started, 6))
     compiled = np.array(losses(settings(photos, precision="fp32", compile=True), started, 6))

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from tests.data.test_mirror import put
 from tests.data.test_remote import store  # noqa: F401
 from tests.distributed.test_runs import config, points, run, train  # noqa: F401
 
 
+@pytest.mark.slow
 def test_a_run_over_http_equals_a_local_one(config, photos, held_out, store, tmp_path):  # noqa: F811
     words = ["data.shuffle=windowed", "data.window_shards=2", "train.epochs=1.5"]
     train(2, config, tmp_path / "local", *words)

@@ -66,6 +66,7 @@ def uninterrupted(config, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_resumed_run_logs_exactly_what_an_uninterrupted_one_logs(config, uninterrupted, tmp_path, number):
     """Stopped by a signal wherever it stood, then started again by the same command: losses are equal bit for bit."""
@@ -97,6 +98,7 @@ def _latest(folder: Path) -> str:
     return (folder / "checkpoints" / "latest").read_text().strip()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_at_another_number_of_ranks(config, uninterrupted, tmp_path):
     """Five steps at 1 rank, five at 3. The same images, so the same losses but for the order of sums; no dropout."""
     folder = tmp_path / "grown"
@@ -112,6 +114,7 @@ def test_a_run_goes_on_at_another_number_of_ranks(config, uninterrupted, tmp_pat
         assert grown[step]["train/lr"] == expected[step]["train/lr"]
 
 
+@pytest.mark.slow
 def test_the_network_learns_the_colours(config, tmp_path):
     """Chance is 80 % error; the label is the colour of the picture."""
     folder = tmp_path / "longer"

@@ -74,6 +74,7 @@ def test_multi_node_names_what_is_not_set(config, tmp_path):
     assert "MASTER_ADDR is not set" in said
 
 
+@pytest.mark.slow
 def test_two_machines_meet_and_train_one_model(config, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -134,7 +134,7 @@ def test_the_bits_do_not_depend_on_the_batch(outcomes, alone, held_out, micro_ba
     assert again.scores() == outcomes.scores()
 
 
-@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["alexnet", pytest.param("vgg11_bn", marks=pytest.mark.slow)])
 def test_the_bits_do_not_depend_on_threads(alone, held_out, name):
     """One process uses all cores, one of several a core: so this is part of "any number of ranks"."""
     before, found = torch.get_num_threads(), []

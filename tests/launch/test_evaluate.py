@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
+from launch import evaluate as command
 from pipeline.data import index
-from tests.conftest import refused
+from tests.conftest import called, refused
 
 ROOT = Path(__file__).parents[2]
 STEP = "step-00000040"
@@ -125,6 +126,7 @@ def test_scores_go_to_the_runs_own_wandb_run(run, scored):
         assert any(f"/files/media/{name}" in path for path in shown), (name, shown)
 
 
+@pytest.mark.slow
 def test_best_checkpoint_another_set_and_other_settings(copied, photos, scored):
     words = ["--best", "data.resize_px=80", "--data", photos, "--views", "centre", "--micro-batch", "50"]
     ended = evaluate(copied, *words)
@@ -134,6 +136,7 @@ def test_best_checkpoint_another_set_and_other_settings(copied, photos, scored):
     assert (result["data"], result["views"]["centre"]["seen"], [*result["views"]]) == (str(photos), 50, ["centre"])
 
 
+@pytest.mark.slow
 def test_ensemble_of_a_run_a_checkpoint_and_an_export(run, copied, tmp_path):
     """Three times the same network is that network."""
     export = python("-m", "launch.export", run, tmp_path / "net.safetensors")
@@ -184,13 +187,13 @@ def test_ensemble_of_a_run_a_checkpoint_and_an_export(run, copied, tmp_path):
     ],
 )
 def test_mistake_in_words(run, words, reason):
-    assert reason in refused(evaluate(run, *words))
+    assert reason in refused(called(command.main, run, *words))
 
 
 def test_missing_run_folder(tmp_path):
     text = refused(evaluate(tmp_path / "nowhere"))
     assert f"{tmp_path}/nowhere does not exist. Give a run folder" in text
-    text = refused(evaluate(tmp_path))
+    text = refused(called(command.main, tmp_path))
     assert f"{tmp_path} is neither a run nor a checkpoint. Give a run folder" in text
 
 
@@ -199,6 +202,7 @@ def test_run_without_a_checkpoint(run, tmp_path):
     assert f"{tmp_path} has no checkpoint yet" in refused(evaluate(tmp_path))
 
 
+@pytest.mark.slow
 def test_set_with_some_of_the_classes_and_with_others(run, make_set, tmp_path):
     some = make_set("some", 12, num_classes=3)
     ended = evaluate(run, "--data", some, "--views", "centre", "--out", tmp_path / "e.json")
@@ -228,6 +232,7 @@ def test_run_that_was_trained_without_validation(copied):
     assert f"{copied} was trained without data.validation. Name a packed set: --data" in refused(evaluate(copied))
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_decoded_are_told_and_too_many_refused(run, make_set):
     rotten = make_set("rotten", 20, broken=[2, 7, 11])
     words = [run, "--views", "centre", "--data", rotten]

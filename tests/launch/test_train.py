@@ -13,9 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from launch import train as command
 from models.build import build
 from pipeline.config import load
-from tests.conftest import refused
+from tests.conftest import called, refused
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,6 +119,7 @@ def test_finished_run_says_so_and_what_next(trained):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_deeper_vgg_grows_from_a_trained_a(tmp_path, photos):
     """One step at a learning rate that moves no weight by 1e-6, and another one after A is gone."""
     shallow, run = tmp_path / "a.safetensors", tmp_path / "run"
@@ -197,7 +199,7 @@ def test_check_names_the_checkpoint_to_go_on_from(trained):
     ],
 )
 def test_mistake_in_words(config, words, reason):
-    assert reason in refused(train(config, *words))
+    assert reason in refused(called(command.main, config, *words))
 
 
 def test_missing_config_file(tmp_path):
