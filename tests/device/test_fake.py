@@ -308,7 +308,7 @@ def test_every_kind_of_view_stays_on_the_gpu_and_reads_nothing_back(views, real,
     """Of two networks, on images of several sizes; 50 crops of six images take two passes."""
     two = [Contender(on_gpu(real), DATA, "whole")] * 2
     table = table_of(two, views, 6, bf16, monkeypatch)
-    assert (table.rows.device, tuple(table.rows.shape)) == (CUDA, (9, 2 + 17 * len(views)))
+    assert (table.rows.device, tuple(table.rows.shape)) == (CUDA, (9, 3 + 17 * len(views)))
 
 
 def test_labels_are_uploaded_without_waiting(guard):
