@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="SOURCE", help="folder of images or archives, or .tar shards (URLs too)")
     parser.add_argument("out", metavar="OUT", type=Path, help="new folder for the packed sets")
     parser.add_argument(
-        "--holdout", type=float, metavar="SHARE", help="share of train that goes to validation, e.g. 0.1"
+        "--holdout", type=float, metavar="SHARE", help="share of each class that goes to validation, e.g. 0.1"
     )
     parser.add_argument("--split", choices=["train", "validation", "test"], help="the set to make, if SOURCE has one")
     parser.add_argument("--classes", type=Path, metavar="FILE_OR_SET", help="class list: one a line, or a packed set's")
@@ -86,6 +86,8 @@ def _report(packed: dict[str, Any], out: Path) -> None:
         _say(
             f"{out / name}: {counts['images']:,} images in {counts['shards']:,} shards, {packed['num_classes']} classes"
         )
+    for doubt in packed["doubts"]:
+        _say(f"warning: {doubt}")
     if "train" in packed["sets"]:
         config = "configs/alexnet.yaml" if shutil.which("nvidia-smi") else "configs/alexnet_cpu.yaml"
         validation = out / "validation" if "validation" in packed["sets"] else "none"

@@ -37,6 +37,8 @@ def main() -> None:
     if words.check:
         micro_batch, micro_steps = config.train.split(world)
         step = flight.progress.step
+        for doubt in flight.doubts:
+            print(f"warning: {doubt}")
         print(
             f"{flight.run}: {config.model.name} on {flight.index.num_samples:,} images of {len(flight.index.classes)} "
             f"classes, {world} x {micro_batch} images x {micro_steps} a step, "

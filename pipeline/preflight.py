@@ -12,7 +12,7 @@ from models.compiler import c_compiler
 from pipeline import builds, checkpoint, network
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse
-from pipeline.data import quarantine
+from pipeline.data import plausible, quarantine
 from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
@@ -32,6 +32,7 @@ class Flight:
     progress: Progress  # of the checkpoint to go on from, or a fresh one
     checkpoint: Path | None
     changes: tuple[str, ...]  # config keys that differ from the checkpoint's, in words
+    doubts: tuple[str, ...]  # about the sets, see plausible.py
 
 
 def prepare(config: Config, world: int, verify: bool = True) -> Flight:
@@ -87,13 +88,14 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
     home = next(parent for parent in (config.run, *config.run.absolute().parents) if parent.exists())
     if not os.access(home, os.W_OK | os.X_OK):
         raise UserError(f"run={config.run} cannot be written: {home} does not allow it. Give another run folder")
+    doubts = tuple(plausible.doubts(index, *([validation] if validation else [])))
     folder = checkpoint.latest(config.run)
     if folder is None:
         network.check_start(config.model)
         fresh = Progress(data_fingerprint=index.fingerprint, classes=list(index.classes))
-        return Flight(config.run, index, validation, fresh, None, ())
+        return Flight(config.run, index, validation, fresh, None, (), doubts)
     progress = checkpoint.read(folder, verify)
-    return Flight(config.run, index, validation, progress, folder, _changes(config, index, progress, folder))
+    return Flight(config.run, index, validation, progress, folder, _changes(config, index, progress, folder), doubts)
 
 
 def _check_cache(config: Config, index: Index, validation: Index | None) -> None:

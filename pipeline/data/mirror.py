@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from pipeline.data.index import COLUMNS, MANIFEST, QUARANTINE, file_sha256
+from pipeline.data.index import COLUMNS, MANIFEST, OPTIONAL, QUARANTINE, file_sha256
 from pipeline.data.remote import AT_START, cannot_keep, download, read_bytes
 from pipeline.errors import UserError
 from pipeline.locks import lock
@@ -60,7 +60,7 @@ def _fetch_columns(url: str, folder: Path, manifest: bytes) -> None:
         sums = json.loads(manifest)["columns"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{url}/{MANIFEST} is damaged ({error}). Make it again with: python -m launch.pack") from None
-    for name in COLUMNS:
+    for name in [*COLUMNS, *(name for name in OPTIONAL if name in sums)]:
         path = folder / "index" / f"{name}.npy"
         download(f"{url}/index/{name}.npy", path, AT_START)
         if file_sha256(path) != sums.get(name):

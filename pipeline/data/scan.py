@@ -1,7 +1,7 @@
 """Reading a WebDataset tar to know what is in it: the rows of the index.
 
 In: one .tar of samples (`key.jpg` or `key.npy`, `key.cls`, perhaps others). Out: its `Shard` entry and its columns.
-Only headers are read, of the tar and of each image, and once the whole file for its checksum.
+Only headers are decoded, of the tar and of each image; every byte is read for checksums.
 """
 
 import io
@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.data.index import COLUMNS, Shard, file_sha256
+from pipeline.data.index import COLUMNS, OPTIONAL, Shard, digest, file_sha256
 from pipeline.data.pillow import Undecodable, opened
 from pipeline.errors import UserError
 
@@ -39,7 +39,7 @@ def scan_shard(
     twice, an image whose header cannot be read, raw pixels among encoded images. By default it raises UserError, naming
     shard and key; if it returns, the sample is left out.
     """
-    columns: dict[str, list] = {column: [] for column in COLUMNS if column != "shard"}
+    columns: dict[str, list] = {column: [] for column in COLUMNS | OPTIONAL if column != "shard"}
     forms: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar, open(path, "rb") as raw:
@@ -56,6 +56,8 @@ def scan_shard(
     shard = Shard(name or path.name, path.stat().st_size, file_sha256(path), len(columns["key"]), form)
     return shard, columns
 
+
+_DECIMAL = re.compile(rb"\s*(-?[0-9]+)\s*", re.ASCII)  # int() takes 1_0 and digits of other scripts too
 
 # WebDataset's own rule: the key is everything up to the first dot of the file name, folders included.
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
@@ -108,9 +110,9 @@ def _row(path: Path, key: str, components: Components, raw, forms: set[str], pro
         problem(path, key, "missing", f"sample '{key}' has no label: {there}")
         return {}
     text = os.pread(raw.fileno(), components["cls"][1], components["cls"][0])
-    try:
-        label = int(text)
-    except ValueError:
+    number = _DECIMAL.fullmatch(text)
+    label = int(number[1]) if number else -1
+    if number is None:
         problem(path, key, "label", f"'{key}.cls' holds {text[:40]!r}, not a decimal class number")
         return {}
     if label > MAX_LABEL:
@@ -125,14 +127,17 @@ def _row(path: Path, key: str, components: Components, raw, forms: set[str], pro
         if form == "raw":
             header, width, height = raw_size(os.pread(raw.fileno(), min(size, 256), offset), size)
             offset, size = offset + header, size - header
+            content = os.pread(raw.fileno(), size, offset)
         else:
-            width, height = image_size(os.pread(raw.fileno(), size, offset))
+            content = os.pread(raw.fileno(), size, offset)
+            width, height = image_size(content)
     except ValueError as error:
         leave = "Leave it out and make this shard again"
         problem(path, key, "undecodable", f"sample '{key}': its image cannot be read ({error}). {leave}")
         return {}
     forms.add(form)
-    return {"offset": offset, "size": size, "label": label, "height": height, "width": width, "key": key.encode()}
+    row = {"offset": offset, "size": size, "label": label, "height": height, "width": width, "key": key.encode()}
+    return row | {"digest": digest(content)}
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:

@@ -25,7 +25,7 @@ _OURS = re.compile(
 
 
 def already_packed(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """OUT's pack.json if OUT was packed by this request; None if OUT is free.
+    """OUT's pack.json if OUT was packed by this request, by this version or an earlier one; None if OUT is free.
 
     Raises UserError if OUT holds anything else, saying what differs.
     """
@@ -40,7 +40,7 @@ def already_packed(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     packed = _read_request(out)
     if packed is None:
         raise UserError(f"{out} holds something else already. Give another OUT, or remove it yourself")
-    if difference := _difference(packed, request):
+    if difference := _difference(packed, request | {"version": packed.get("version")}):
         raise UserError(f"{out} was packed already, but {difference}. Give another OUT, or remove it yourself")
     return packed
 

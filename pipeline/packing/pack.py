@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import index
+from pipeline.data import index, plausible
 from pipeline.errors import UserError
 from pipeline.packing import draft, sets, sources
 from pipeline.packing.photo import rgb_statistics
 from pipeline.packing.shard import PackJob, ScanJob, finished, read_record, work
 from pipeline.workers import run
 
-VERSION = 2
+VERSION = 3
 SHARD_IMAGES = 1000
 QUALITY = 90
 FEW_CLASSES = 1000  # a few shards of ImageNet may have fewer samples than it has classes
@@ -81,7 +81,9 @@ def pack(
     say: Callable[[str], None] = print,
     meter: Meter = silent,
 ) -> dict[str, Any]:
-    """Pack `source` to `out` and return what pack.json holds. `meter(total, done, unit)` yields a function of done.
+    """Pack `source` to `out` and return what pack.json holds, and `doubts` that a person should read of.
+
+    `meter(total, done, unit)` yields a function of done.
 
     Raises UserError for anything that the user can mend; KeyboardInterrupt leaves `OUT.part`, from which the same call
     goes on.
@@ -106,7 +108,9 @@ def pack(
         for name in packed["sets"]:
             index.load(out / name)  # which tells if a shard has changed since
         say(f"already packed: {out}")
-        return packed
+        if packed["version"] != VERSION:
+            say(f"by an earlier version of this program, whose sets are still read. Remove {out} to pack it anew")
+        return packed | {"doubts": _doubts(out, packed)}
     contents = None
     if found.kind != sources.SHARDS:
         contents = sets.arrange(found, classes, options.val_labels, options.holdout or 0.0, options.seed)
@@ -116,7 +120,12 @@ def pack(
         _run([job for of_set in jobs.values() for job in of_set], workers, say, meter)
         summary = request | _finish(part, target, found, classes, jobs)
         draft.publish(part, target, summary)
-    return summary
+    return summary | {"doubts": _doubts(out, summary)}
+
+
+def _doubts(out: Path, packed: dict[str, Any]) -> list[str]:
+    loaded = {name: index.load(out / name, verify=False) for name in packed["sets"]}
+    return plausible.doubts(loaded.get("train"), *(one for name, one in loaded.items() if name != "train"))
 
 
 def _check_options(found: sources.Found, options: Options) -> None:

@@ -8,7 +8,8 @@ no image is for training, unless a list is given.
 import hashlib
 import json
 import re
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -50,11 +51,17 @@ def read_classes(path: Path) -> list[str]:
         raise UserError(
             f"--classes {path} cannot be read ({error}). Give a text file, one class a line, or a packed set's folder"
         ) from None
-    if not all(classes) or len(set(classes)) < len(classes) or not classes:
-        twice = next((name for name, times in Counter(classes).items() if times > 1), "")
+    counts = Counter(map(one_spelling, classes))
+    if not all(classes) or len(counts) < len(classes) or not classes:
+        twice = next((name for name, times in counts.items() if times > 1), "")
         what = f"names '{twice}' twice" if twice else "has an empty line" if classes else "is empty"
         raise UserError(f"--classes {path} {what}. Give each class one line")
     return classes
+
+
+def one_spelling(name: str) -> str:
+    """Unicode has two spellings of many letters, which look the same; file systems keep either. This is NFC."""
+    return unicodedata.normalize("NFC", name)
 
 
 def share(seed: int, name: str) -> float:
@@ -75,8 +82,8 @@ def arrange(
 ) -> Sets:
     """Give each file of `found` (anything but shards) its class and set.
 
-    `holdout` moves that share of the training images, in 0..1, to validation. Raises UserError: a class that the list
-    or training lacks, validation images without labels, a set left without images.
+    `holdout` moves that share of each class's training images, in 0..1, to validation. Raises UserError: a class that
+    the list or training lacks, validation images without labels, a set left without images.
     """
     if found.kind == sources.ARCHIVES:
         by_set, implied = _from_archives(found, val_labels)
@@ -88,14 +95,13 @@ def arrange(
         known = by_set.get("train") or chain(*by_set.values())
         classes = sorted({source.class_name for source in known})
     classes = classes or implied or []
+    spelt = {one_spelling(name): name for name in classes}  # as the list spells it, which other sets may have
     for name, members in by_set.items():
-        _check_classes(name, members, classes)
+        by_set[name] = [one._replace(class_name=spelt.get(one.class_name, one.class_name)) for one in members]
+        _check_classes(name, by_set[name], classes)
     if holdout:
         train = by_set["train"]
-        stays = {}  # an image of each class, so that none is left without training images
-        for source in sorted(train, key=lambda source: share(seed, source.name)):
-            stays[source.class_name] = source
-        held = {source for source in train if share(seed, source.name) < holdout} - set(stays.values())
+        held = _held_out(train, holdout, seed)
         by_set["validation"] = [source for source in train if source in held]
         by_set["train"] = [source for source in train if source not in held]
     for name, members in by_set.items():
@@ -103,6 +109,19 @@ def arrange(
             why = f" (--holdout {holdout})" if holdout else ""
             raise UserError(f"{found.root}: the set '{name}' would hold no images{why}. Give it some, or leave it out")
     return Sets(classes, by_set)
+
+
+def _held_out(train: list[Source], holdout: float, seed: int) -> set[Source]:
+    """The share `holdout` of each class, but never all of it. The fraction of an image that is left over counts as one
+    in as many classes as it says, chosen by the class's name, so that other classes come and go without moving any."""
+    of_class: dict[str, list[Source]] = defaultdict(list)
+    for source in train:
+        of_class[source.class_name].append(source)
+    held: set[Source] = set()
+    for name, members in of_class.items():
+        count = min(len(members) - 1, int(len(members) * holdout + share(seed, name)))
+        held.update(sorted(members, key=lambda source: share(seed, source.name))[:count])
+    return held
 
 
 def _check_classes(name: str, members: list[Source], classes: list[str]) -> None:
@@ -134,7 +153,7 @@ def _from_folders(found: sources.Found, name: str, val_labels: Path | None) -> I
     if val_labels is not None and name == "validation":
         raise UserError(f"--val-labels {val_labels}: the validation images lie in class folders already. Leave it out")
     for file in files:
-        yield Source(file.name, file.name, 0, file.size, file.name.split("/")[depth])
+        yield Source(file.name, file.name, 0, file.size, one_spelling(file.name.split("/")[depth]))
 
 
 def _from_archives(found: sources.Found, val_labels: Path | None) -> tuple[dict[str, list[Source]], list[str] | None]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ SPLITS = {
     "testing": "test",
 }
 _IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|jfif)$", re.IGNORECASE)
+_TABLE = re.compile(r"\.(csv|tsv|jsonl?|xlsx|parquet|mat)$", re.IGNORECASE)
 _COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 _LAYOUT = "SOURCE/cat/1.jpg, or SOURCE/train/cat/1.jpg with SOURCE/val beside it"
 
@@ -68,8 +70,9 @@ class Found:
 def find(source: str, split: str | None = None) -> Found:
     """Recognise SOURCE and list its files. `split` names the set of files that do not say which one they are for.
 
-    Raises UserError with the next action: no such source, no class folders, no images, a class without files, two
-    folders for one set, compressed shards, a `split` for a source that names its sets itself.
+    Raises UserError with the next action: no such source, no class folders, no images, classes a level higher or
+    lower, a class without files, two folders for one set, compressed shards, a `split` for a source that names its sets
+    itself.
     """
     path = Path(source)
     if is_remote(source):
@@ -101,16 +104,62 @@ def _find_in_folder(path: Path, split: str | None) -> Found:
     if not folders:
         loose = sum(1 for entry in os.scandir(path) if _IMAGE_NAME.search(entry.name))
         what = f"{loose} images but no class folders" if loose else "no class folders and no .tar shards"
-        raise UserError(f"{path} holds {what}. Put the images of each class into a folder of its own: {_LAYOUT}")
+        next_action = f"Put the images of each class into a folder of its own: {_LAYOUT}"
+        above = Path(os.path.abspath(path)).parent
+        if loose and len([folder for folder in _subfolders(above) if _holds_images(folder)]) > 1:
+            next_action = f"Was {above} meant, with {path.name} as one class of several? Else: {next_action}"
+        raise UserError(f"{path} holds {what}. {next_action}")
 
     named = [folder for folder in folders if folder.name.lower() in SPLITS]
     if named and (len(named) == len(folders) or any(_subfolders(folder) for folder in named)):
         aside = [folder.name for folder in folders if folder not in named]
+        for folder in named:
+            _check_level(folder, _subfolders(folder), is_set=True)
         files, notes = _split_files(path, named)
         notes += [f"left aside, no name of a set: {', '.join(aside)}"] if aside else []
         return Found(SPLIT_FOLDERS, path.resolve(), files, tuple(notes))
+    _check_level(path, folders)
     listed, notes = _class_files(path, "", required=True)
     return Found(CLASS_FOLDERS, path.resolve(), {split or "train": listed}, tuple(notes))
+
+
+def _check_level(path: Path, folders: list[Path], is_set: bool = False) -> None:
+    """Raises UserError if `folders` of `path` (of a set in it, if `is_set`) are probably not the classes."""
+    for folder in folders:
+        inside = [inner.name for inner in _subfolders(folder)]
+        if inside and all(name.lower() in SPLITS for name in inside) and _any_image(folder):
+            raise UserError(
+                f"{path} holds {folder.name}, and that holds sets ({', '.join(inside)}), not the images of a class. "
+                f"Give the folder that holds the sets: {shlex.quote(str(folder))}"
+            )
+    with_images = [folder for folder in folders if _any_image(folder)]
+    if len(with_images) != 1:
+        return
+    only = with_images[0]
+    inside = [inner.name for inner in _subfolders(only)]
+    tables = sorted(entry.name for entry in os.scandir(path) if _TABLE.search(entry.name))
+    if inside and not _has_image(only):
+        up = f"mv {shlex.quote(str(only))}/* {shlex.quote(str(path))}" if is_set else shlex.quote(str(only))
+        raise UserError(
+            f"{path} holds images in one folder alone, {only.name}, in folders of it ({', '.join(inside[:3])}"
+            f"{', ...' if len(inside) > 3 else ''}). If these are the classes, "
+            + (f"move them up: {up}" if is_set else f"give the folder that holds them: {up}")
+        )
+    if tables and not inside:
+        raise UserError(
+            f"{path} holds all images in one folder, {only.name}, beside {tables[0]}. Labels are taken from the names "
+            f"of folders, not from a table: move each image into a folder named after its class, {path}/cat/1.jpg"
+        )
+
+
+def _has_image(folder: Path) -> bool:
+    """Whether an image lies in `folder` itself."""
+    return any(_IMAGE_NAME.search(entry.name) for entry in os.scandir(folder))
+
+
+def _any_image(folder: Path) -> bool:
+    """Whether an image lies in `folder` or anywhere below it."""
+    return _has_image(folder) or any(_IMAGE_NAME.search(file.name) for file in _walk(folder, ""))
 
 
 def _archives(path: Path) -> dict[str, list[File]]:
@@ -149,13 +198,24 @@ def _class_files(folder: Path, prefix: str, required: bool) -> tuple[list[File],
     if not _subfolders(folder):
         raise UserError(f"{folder} holds no class folders. Put the images of each class into one: {folder}/cat/1.jpg")
     files: list[File] = []
-    for class_folder in _subfolders(folder):
+    notes: list[str] = []
+    classes = _subfolders(folder)
+    if required and not any(map(_has_image, classes)):
+        inner = _subfolders(classes[0])
+        example = f" ({classes[0].name}/{inner[0].name})" if inner else ""
+        notes.append(f"the folders of {folder.name} hold folders{example}: the classes are {', '.join(_few(classes))}")
+    for class_folder in classes:
         listed = list(_walk(class_folder, f"{prefix}{class_folder.name}/"))
         if required and not listed:
             raise UserError(f"{class_folder} holds no files. Put images of this class in, or remove the folder")
         files += listed
     loose = sum(1 for entry in os.scandir(folder) if entry.is_file() and _IMAGE_NAME.search(entry.name))
-    return files, [f"left aside, in no class folder: {loose} images directly in {folder.name}"] if loose else []
+    notes += [f"left aside, in no class folder: {loose} images directly in {folder.name}"] if loose else []
+    return files, notes
+
+
+def _few(folders: list[Path]) -> list[str]:
+    return [folder.name for folder in folders[:3]] + ["..."] * (len(folders) > 3)
 
 
 def _walk(folder: Path | str, prefix: str, above: frozenset = frozenset()) -> Iterator[File]:

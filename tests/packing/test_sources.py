@@ -132,6 +132,34 @@ class TestFolders:
         (two / "cat/1.jpg").write_bytes(b"other")
         assert before != sources.find(str(two)).fingerprint
 
+    @pytest.mark.parametrize(
+        ("names", "source", "told"),
+        [
+            (("a b/train/cat/1.jpg", "a b/val/cat/2.jpg"), "", r"holds sets \(train, val\).*: '.*/a b'$"),
+            (("a/train/cat/1.jpg", "b/train/dog/2.jpg"), "", r"holds a, and that holds sets \(train\)"),
+            (("things/hat/1.jpg", "things/shoe/2.jpg", "readme/a.txt"), "", r"alone, things.* \(hat, shoe\).*/things$"),
+            (("train/all/hat/1.jpg", "val/all/hat/2.jpg"), "", r"train holds .* up: mv .*/train/all/\* .*/train$"),
+            (("images/1.jpg", "images/2.jpg", "labels.csv"), "", r"folder, images, beside labels.csv.*/cat/1.jpg$"),
+            (("cat/1.jpg", "dog/2.jpg"), "cat", r"Was .* meant, with cat as one class"),
+        ],
+    )  # fmt: skip
+    def test_classes_a_level_higher_or_lower(self, tmp_path, names, source, told):
+        refused(fill(tmp_path, *names) / source, told)
+
+    @pytest.mark.parametrize(
+        ("names", "classes", "notes"),
+        [
+            (("cat/1.jpg",), {"cat"}, 0),
+            (("train/wheel/1.jpg", "train/door/2.jpg"), {"wheel", "door"}, 0),
+            (("bus/train/1.jpg", "bus/side/2.jpg", "car/3.jpg"), {"bus", "car"}, 0),
+            (("animal/cat/1.jpg", "animal/dog/2.jpg", "car/old/3.jpg"), {"animal", "car"}, 1),
+        ],
+    )
+    def test_what_only_looks_like_it(self, tmp_path, names, classes, notes):
+        found = sources.find(str(fill(tmp_path, *names)))
+        assert {source.class_name for source in sets.arrange(found).sources["train"]} == classes
+        assert len(found.notes) == notes
+
     def test_refusals(self, tmp_path):
         refused(tmp_path / "nowhere", "does not exist. Give a folder of images")
         (tmp_path / "empty").mkdir()
@@ -140,6 +168,7 @@ class TestFolders:
         (fill(tmp_path / "gap", "cat/1.jpg") / "dog").mkdir()
         refused(tmp_path / "gap", "dog holds no files")
         refused(fill(tmp_path / "flatter", "train/1.jpg", "val/2.jpg"), "train holds no class folders")
+        refused(tmp_path / "flatter" / "train", "1 images but no class folders")
         refused(fill(tmp_path / "flatval", "train/cat/1.jpg", "val/2.jpg"), "val holds no class folders.*--val-labels")
         labelled = fill(tmp_path / "labelled", "train/a/1.jpg", "val/a/1.jpg")
         refused(labelled, "--val-labels.*class folders", val_labels=tmp_path / "labels.csv")
@@ -177,12 +206,37 @@ class TestSets:
         before = sets.arrange(sources.find(str(tmp_path)), holdout=0.25)
         fill(tmp_path, *(f"cat/new{i}.jpg" for i in range(40)))
         after = sets.arrange(sources.find(str(tmp_path)), holdout=0.25)
-        held = {source.name for source in before.sources["validation"]}
-        assert 8 <= len(held) <= 32
-        assert held == {source.name for source in after.sources["validation"] if "new" not in source.name}
-        assert held.isdisjoint(source.name for source in after.sources["train"])
+        held, later = ({source.name for source in found.sources["validation"]} for found in (before, after))
+        assert [sum(name.startswith(animal) for name in held) for animal in ("cat", "dog")] == [10, 10]
+        assert [sum(name.startswith(animal) for name in later) for animal in ("cat", "dog")] == [20, 10]
+        assert {name for name in later if "dog" in name} == {name for name in held if "dog" in name}
+        cats, old = ({name for name in names if "cat" in name and "new" not in name} for names in (held, later))
+        assert cats <= old or old <= cats  # the same order of them, cut elsewhere
+        assert later.isdisjoint(source.name for source in after.sources["train"])
         other = sets.arrange(sources.find(str(tmp_path)), holdout=0.25, seed=1)
         assert held != {source.name for source in other.sources["validation"] if "new" not in source.name}
+
+    def test_a_holdout_of_many_small_classes_is_its_share_of_all(self, tmp_path):
+        """Four images a class, a tenth of which is less than one: so of four classes in ten one is held out."""
+        fill(tmp_path, *(f"class{number}/{i}.jpg" for number in range(100) for i in range(4)))
+        held = sets.arrange(sources.find(str(tmp_path)), holdout=0.1).sources["validation"]
+        assert 25 <= len(held) <= 55
+        assert len({source.class_name for source in held}) == len(held)
+
+    def test_two_spellings_of_a_class_are_one(self, tmp_path):
+        """A letter with a mark is one code point or two (macOS writes two); a class list keeps its own spelling."""
+        one, two = "caf\u00e9", "cafe\u0301"
+        fill(tmp_path, f"train/{one}/1.jpg", f"train/{two}/2.jpg", "train/tea/3.jpg", f"val/{two}/4.jpg")
+        found = sets.arrange(sources.find(str(tmp_path)))
+        assert found.classes == [one, "tea"]
+        assert [source.class_name for source in found.sources["train"]].count(one) == 2
+        assert found.sources["validation"][0].class_name == one
+        (tmp_path / "names.txt").write_text(f"tea\n{two}\n")
+        found = sets.arrange(sources.find(str(tmp_path)), classes=sets.read_classes(tmp_path / "names.txt"))
+        assert {source.class_name for source in found.sources["train"]} == set(found.classes) == {"tea", two}
+        (tmp_path / "names.txt").write_text(f"{one}\n{two}\n")
+        with pytest.raises(UserError, match="twice"):
+            sets.read_classes(tmp_path / "names.txt")
 
     def test_holdout_that_leaves_nothing(self, tmp_path):
         refused(fill(tmp_path, "cat/1.jpg"), "would hold no images", holdout=0.5)

@@ -1,0 +1,64 @@
+"""What a set's labels and images make doubtful: nothing wrong in itself, but seldom meant.
+
+In: loaded indexes. Out: sentences, each with what to do next. Packing, `launch.train --check` and training tell them;
+lint has findings of its own about the same.
+"""
+
+import numpy as np
+
+from pipeline.data.index import Index
+
+NAMED = 5  # classes that a sentence names
+
+
+def doubts(train: Index | None, *others: Index) -> list[str]:
+    """Sentences about a training set, and about others that are scored on. Empty if nothing is odd."""
+    found = [] if train is None else _of_labels(train)
+    for other in others:
+        found += _of_absence(other) + ([] if train is None else _of_sharing(train, other))
+    return found
+
+
+def counts(index: Index) -> np.ndarray:
+    """Images of each class, int64 [classes]."""
+    return np.bincount(index.label, minlength=len(index.classes))
+
+
+def from_one(of_label: np.ndarray) -> bool:
+    """Whether labels seem to count from 1: class 0 alone, of several, has no image."""
+    return len(of_label) > 2 and of_label[0] == 0 and bool(of_label[1:].all())
+
+
+def _of_labels(index: Index) -> list[str]:
+    of_label = counts(index)
+    if len(of_label) == 1:
+        return [f"{index.folder} has one class alone, '{index.classes[0]}': nothing can be learnt. Pack it with others"]
+    if from_one(of_label) and index.classes[0] == "0":
+        return [
+            f"{index.folder}: no image has label 0, but all of 1..{len(of_label) - 1} are there: do these labels count "
+            f"from 1? The network gets an output for class 0 too. Write labels from 0 and pack again"
+        ]
+    return _of_absence(index)
+
+
+def _of_absence(index: Index) -> list[str]:
+    empty = np.flatnonzero(counts(index) == 0)
+    if not len(empty):
+        return []
+    names = ", ".join(f"'{index.classes[label]}'" for label in empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")
+    what = f"{index.folder}: no image of {len(empty):,} of its {len(index.classes):,} classes ({names})"
+    if index.classes[empty[0]] == str(empty[0]):  # unnamed: each number up to the largest label is a class
+        return [f"{what}. If labels have gaps, number them from 0 without any, and pack again"]
+    return [f"{what}. Add some, or give a class list without them"]
+
+
+def _of_sharing(train: Index, other: Index) -> list[str]:
+    if train.digest is None or other.digest is None or train.digest is other.digest:
+        return []
+    shared = np.flatnonzero(np.isin(other.digest, train.digest))
+    if not len(shared):
+        return []
+    return [
+        f"{len(shared):,} of the {len(other):,} images of {other.folder} are in {train.folder} too, for example "
+        f"'{other.key_of(int(shared[0]))}': scores on them say nothing of new images. launch.lint of both lists them"
+    ]
