@@ -6,6 +6,7 @@
     python -m launch.pack ~/imagenet data/imagenet512 --short-side 512  # smaller, and faster to decode
     python -m launch.pack ~/imagenet data/imagenet-raw --raw 256        # pixels: no decoding at all
     python -m launch.pack 'wds/imagenet1k-*.tar' data/imagenet          # index only, the shards stay as they are
+    python -m launch.pack 'hf/train-{0000..0015}.tar' data/cars --label json:label --image image.jpg
     python -m launch.pack 's3://bucket/imagenet/*.tar' data/imagenet    # the same: each is fetched once, and not kept
 
 JPEG, PNG and WebP keep their bytes; what DALI may decode otherwise than Pillow (other formats, 16 bits, CMYK, ...)
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
             holdout=args.holdout,
             classes=args.classes,
             val_labels=args.val_labels,
+            label=args.label,
+            image=args.image,
             seed=args.seed,
             shard_images=args.shard_images,
             short_side=args.short_side,
@@ -65,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--val-labels", type=Path, metavar="FILE", help="ImageNet: WordNet ids, or LOC_val_solution.csv"
     )
+    parser.add_argument(
+        "--label", metavar="EXT", help="of shards: what holds the label, e.g. json:label or txt (default: cls)"
+    )
+    parser.add_argument("--image", metavar="EXT,EXT", help="of shards: what holds the image, e.g. image.jpg,img")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle and the holdout (default: 0)")
     parser.add_argument(
         "--shard-images", type=int, metavar="N", help="images per shard (default: 1000, small sets less)"

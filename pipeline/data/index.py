@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
 
@@ -69,6 +70,7 @@ class Index:
     width: np.ndarray
     key: np.ndarray
     digest: np.ndarray | None = None
+    layout: Layout = WEBDATASET  # of the tars
 
     @property
     def num_samples(self) -> int:
@@ -126,6 +128,8 @@ def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> I
         shards = tuple(Shard(**shard) for shard in manifest["shards"])
         classes = tuple(manifest["classes"])
         num_samples, root = manifest["num_samples"], manifest["shards_root"]
+        given = manifest.get("layout")
+        layout = Layout(tuple(given["image"]), given["label"], is_given=True) if given else WEBDATASET
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(folder)) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -143,6 +147,7 @@ def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> I
         classes=classes,
         rgb_mean=tuple(rgb["mean"]) if rgb else None,
         rgb_covariance=tuple(map(tuple, rgb["covariance"])) if rgb else None,
+        layout=layout,
         **columns,
     )
     low, high = int(index.label.min()), int(index.label.max())
@@ -226,6 +231,7 @@ def write(
     classes: list[str],
     shards_root: str = ".",
     rgb: dict | None = None,
+    layout: Layout = WEBDATASET,
 ) -> None:
     """Write the index of `shards` (in order, as scan.scan_shard returns them) into `folder`; the manifest comes last.
 
@@ -251,6 +257,7 @@ def write(
         "version": VERSION,
         "num_samples": sum(counts),
         "shards_root": shards_root,
+        "layout": {"image": layout.image, "label": layout.label} if layout.is_given else None,
         "rgb": rgb,
         "columns": {name: file_sha256(folder / "index" / f"{name}.npy") for name in dtypes},
         "shards": [asdict(shard) for shard, _ in shards],

@@ -6,18 +6,17 @@ Only headers are decoded, of the tar and of each image; every byte is read for c
 
 import io
 import os
-import re
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.data.index import COLUMNS, OPTIONAL, Shard, digest, file_sha256
+from pipeline.data.layout import RAW_EXTENSION, WEBDATASET, Layout, describe
 from pipeline.data.pillow import Undecodable, opened
 from pipeline.errors import UserError
 
 MAX_LABEL = 10_000_000  # without --classes, each label up to the largest becomes a class
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-RAW_EXTENSION = "npy"  # uint8 pixels [height, width, 3], which WebDataset's decoder reads too
+PEEK_BYTES = 4096  # of each file, to describe a sample that is not understood
 
 # What is told of a problem: the shard's path, the key ("" for the tar itself), one word for its kind, the message.
 Problem = Callable[[Path, str, str, str], None]
@@ -31,21 +30,27 @@ def refuse(path: Path, key: str, kind: str, message: str) -> None:
 
 
 def scan_shard(
-    path: Path, name: str | None = None, problem: Problem = refuse, sample: Sample = lambda key, components: None
+    path: Path,
+    name: str | None = None,
+    problem: Problem = refuse,
+    sample: Sample = lambda key, components: None,
+    layout: Layout = WEBDATASET,
+    names: dict[str, int] | None = None,
 ) -> tuple[Shard, dict[str, list]]:
     """Read one tar's members: its `Shard` entry, and a list for each column but `shard`.
 
-    `problem` is told of a truncated tar, a sample without image or label, a label that is no number, a key that comes
-    twice, an image whose header cannot be read, raw pixels among encoded images. By default it raises UserError, naming
-    shard and key; if it returns, the sample is left out.
+    `layout` says which members are image and label; labels that are names become the numbers of `names`, or without
+    them stay names. `problem` is told of a truncated tar, a sample without image or label, a label that is no number, a
+    key that comes twice, an image whose header cannot be read, raw pixels among encoded images. By default it raises
+    UserError, naming shard and key; if it returns, the sample is left out.
     """
     columns: dict[str, list] = {column: [] for column in COLUMNS | OPTIONAL if column != "shard"}
     forms: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar, open(path, "rb") as raw:
-            for key, components in _samples(tar, path, problem):
+            for key, components in _samples(tar, path, problem, layout):
                 sample(key, components)
-                row = _row(path, key, components, raw, forms, problem)
+                row = _row(path, key, components, raw, forms, problem, layout, names)
                 for column, value in row.items():
                     columns[column].append(value)
             if os.pread(raw.fileno(), tarfile.BLOCKSIZE, tar.offset).strip(b"\0"):
@@ -57,13 +62,7 @@ def scan_shard(
     return shard, columns
 
 
-_DECIMAL = re.compile(rb"\s*(-?[0-9]+)\s*", re.ASCII)  # int() takes 1_0 and digits of other scripts too
-
-# WebDataset's own rule: the key is everything up to the first dot of the file name, folders included.
-_KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-
-
-def _samples(tar: tarfile.TarFile, path: Path, problem: Problem) -> Iterator[tuple[str, Components]]:
+def _samples(tar: tarfile.TarFile, path: Path, problem: Problem, layout: Layout) -> Iterator[tuple[str, Components]]:
     seen: set[str] = set()
     key: str | None = None
     components: Components = {}
@@ -71,52 +70,58 @@ def _samples(tar: tarfile.TarFile, path: Path, problem: Problem) -> Iterator[tup
         if not member.name.isprintable():
             problem(path, "", "name", f"the name {member.name!r} is no UTF-8, or not printable. Make this shard again")
             continue
-        match = _KEY_AND_EXTENSION.match(member.name)
-        if not member.isfile() or not match:
+        found = layout.split(member.name)
+        if not member.isfile() or not found:
             continue
+        its_key, extension = found
         if member.issparse():  # its bytes are not where a reader of offsets looks for them
-            problem(path, match[1], "sparse", f"'{member.name}' is stored with holes. Make this shard without tar -S")
+            problem(path, its_key, "sparse", f"'{member.name}' is stored with holes. Make this shard without tar -S")
             continue
-        if match[1] != key:
+        if its_key != key:
             if components:
                 yield str(key), components
-            key, components = str(match[1]), {}
-            if match[1] in seen:
+            key, components = its_key, {}
+            if its_key in seen:
                 problem(
                     path,
-                    match[1],
+                    its_key,
                     "duplicate",
                     f"the key '{key}' comes twice. Keys must be unique, a key's files together",
                 )
-            seen.add(match[1])
-        extension = match[2].lower()
+            seen.add(its_key)
         if extension in components:
-            problem(path, match[1], "duplicate", f"'{member.name}' comes twice. Make this shard again")
+            problem(path, its_key, "duplicate", f"'{member.name}' comes twice. Make this shard again")
             continue
         components[extension] = (member.offset_data, member.size)
     if components:
         yield str(key), components
 
 
-def _row(path: Path, key: str, components: Components, raw, forms: set[str], problem: Problem) -> dict[str, object]:
+def _row(
+    path: Path,
+    key: str,
+    components: Components,
+    raw: io.BufferedReader,
+    forms: set[str],
+    problem: Problem,
+    layout: Layout,
+    names: dict[str, int] | None,
+) -> dict[str, object]:
     """The sample's row of the index; empty if it has a problem."""
-    extension = next((name for name in (*IMAGE_EXTENSIONS, RAW_EXTENSION) if name in components), None)
-    if extension is None:
-        known = ", ".join((*IMAGE_EXTENSIONS, RAW_EXTENSION))
-        problem(path, key, "missing", f"sample '{key}' has no image ({known}), only {sorted(components)}")
+    extension = next((name for name in layout.image if name in components), None)
+    there = components.get(layout.label_extension)
+    if extension is None or there is None:
+        lacks = f"no image ({', '.join(layout.image)})" if extension is None else f"no label ({layout.label})"
+        files = {name: os.pread(raw.fileno(), min(size, PEEK_BYTES), at) for name, (at, size) in components.items()}
+        problem(path, key, "missing", f"sample '{key}' has {lacks}: {describe(files)}")
         return {}
-    if "cls" not in components:
-        there = f"'{key}.cls' is missing. Only {sorted(components)} are there"
-        problem(path, key, "missing", f"sample '{key}' has no label: {there}")
+    try:
+        label = layout.read_label(os.pread(raw.fileno(), there[1], there[0]), names)
+    except ValueError as reason:  # a UnicodeDecodeError is one too
+        problem(path, key, "label", f"'{key}.{layout.label_extension}' {reason}")
         return {}
-    text = os.pread(raw.fileno(), components["cls"][1], components["cls"][0])
-    number = _DECIMAL.fullmatch(text)
-    label = int(number[1]) if number else -1
-    if number is None:
-        problem(path, key, "label", f"'{key}.cls' holds {text[:40]!r}, not a decimal class number")
-        return {}
-    if label > MAX_LABEL:
-        problem(path, key, "label", f"'{key}.cls' holds {label}, more than any class list has. Mend this shard")
+    if isinstance(label, int) and label > MAX_LABEL:
+        problem(path, key, "label", f"'{key}.{layout.label_extension}' holds {label}, more than any class list has")
         return {}
     offset, size = components[extension]
     form = "raw" if extension == RAW_EXTENSION else "encoded"
@@ -136,8 +141,8 @@ def _row(path: Path, key: str, components: Components, raw, forms: set[str], pro
         problem(path, key, "undecodable", f"sample '{key}': its image cannot be read ({error}). {leave}")
         return {}
     forms.add(form)
-    row = {"offset": offset, "size": size, "label": label, "height": height, "width": width, "key": key.encode()}
-    return row | {"digest": digest(content)}
+    place = {"offset": offset, "size": size, "height": height, "width": width}
+    return {**place, "label": label, "key": key.encode(), "digest": digest(content)}
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:

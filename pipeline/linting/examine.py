@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.index import Shard
+from pipeline.data.layout import WEBDATASET, Layout, numbers
 from pipeline.data.scan import Components, scan_shard
 from pipeline.errors import UserError
 from pipeline.linting import sizes
@@ -43,7 +44,8 @@ class Job:
     by_image: bool
     record: Path  # without suffix
     expected: Shard | None = None
-    num_classes: int | None = None  # unknown without a class list
+    classes: tuple[str, ...] | None = None
+    layout: Layout = WEBDATASET
 
 
 class _Shard:
@@ -126,7 +128,7 @@ def work(job: Job) -> None:
 
 def _scan(shard: _Shard) -> None:
     job = shard.job
-    found, shard.columns = scan_shard(job.tar, job.name, shard.problem, shard.sample)
+    found, shard.columns = scan_shard(job.tar, job.name, shard.problem, shard.sample, job.layout, numbers(job.classes))
     shard.form = found.form
     if job.expected and found.size != job.expected.size:
         shard.say("changed_shard", "", f"has {found.size} bytes, the manifest says {job.expected.size}")
@@ -139,7 +141,7 @@ def _scan(shard: _Shard) -> None:
     if not found.num_samples and shard.is_whole:
         shard.say("empty_shard", "", "holds no sample with image and label")
     for row, label in enumerate(shard.columns["label"]):
-        key, last = shard.key(row), (job.num_classes or sys.maxsize) - 1
+        key, last = shard.key(row), len(job.classes or range(sys.maxsize)) - 1
         if label < 0:
             shard.say("label", key, f"'{key}.cls' holds {label}. Labels count from 0")
         elif label > last:

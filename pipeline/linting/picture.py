@@ -11,6 +11,7 @@ from pipeline.data.pillow import Undecodable, opened
 TINY_PX = 32
 HUGE_PIXELS = 40_000_000
 _EXTENSIONS = {"JPEG": ("jpg", "jpeg"), "MPO": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",)}
+_KNOWN_ENDINGS = {ending for endings in _EXTENSIONS.values() for ending in endings}
 _ORIENTATION_TAG = 0x0112
 _LOOKS = {
     2: "mirrored",
@@ -41,7 +42,8 @@ def picture(encoded: bytes, extension: str) -> Picture:
 
 
 def _oddities(image: Any, encoded: bytes, extension: str):
-    if extension not in _EXTENSIONS.get(image.format, ()):
+    ending = extension.rpartition(".")[2]  # .image.jpg; names that say no format, as .img, are none's
+    if ending in _KNOWN_ENDINGS and ending not in _EXTENSIONS.get(image.format, ()):
         yield "wrong_name", f"is {image.format}, its name says .{extension}"
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a phone's JPEG with a second picture behind, which every decoder skips

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.data import index
 from pipeline.data.index import MANIFEST, Shard
+from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
 from pipeline.linting.examine import Job
@@ -25,6 +26,7 @@ class Target:
     missing: list[tuple[str, Path]]
     classes: tuple[str, ...] | None
     damaged: list[str]  # files of the index
+    layout: Layout = WEBDATASET
 
     @property
     def by_image(self) -> bool:
@@ -41,7 +43,8 @@ class Target:
                 by_image=self.by_image,
                 record=records / f"{number:06d}",
                 expected=expected,
-                num_classes=len(self.classes) if self.classes else None,
+                classes=self.classes,
+                layout=self.layout,
             )
             for number, (name, path, expected) in enumerate(self.shards)
         ]
@@ -72,6 +75,8 @@ def target(source: str) -> Target:
             f"such as '{found.root}/*{name}*.tar'"
         )
     files = [file for listed in found.files.values() for file in listed]
+    if found.compressed:
+        raise UserError(f"{source} is compressed. Pack it first, which unpacks it: python -m launch.pack {source} OUT")
     return Target(found.root, [(file.name, found.root / file.name, None) for file in files], [], None, [])
 
 
@@ -91,5 +96,6 @@ def _packed(loaded: index.Index) -> Target:
         shards=[(shard.name, path, shard) for shard, path, is_there in entries if is_there],
         missing=[(shard.name, path) for shard, path, is_there in entries if not is_there],
         classes=loaded.classes,
+        layout=loaded.layout,
         damaged=[name for name, checksum in columns.items() if index.file_sha256(loaded.folder / name) != checksum],
     )

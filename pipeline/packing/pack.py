@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import index, plausible
+from pipeline.data.layout import WEBDATASET, Layout, numbers
 from pipeline.errors import UserError
 from pipeline.packing import draft, sets, sources
 from pipeline.packing.photo import rgb_statistics
@@ -42,6 +43,8 @@ class Options:
     holdout: float | None = None  # share of the training images that goes to validation, 0..1
     classes: Path | None = None
     val_labels: Path | None = None
+    label: str | None = None  # of existing shards: the extension, or EXTENSION:FIELD, that holds the label
+    image: str | None = None  # of existing shards: the extensions that hold the image, with commas
     seed: int = 0
     shard_images: int | None = None
     short_side: int | None = None  # pixels
@@ -61,10 +64,27 @@ class Options:
             raise UserError(
                 "--raw stores pixels of its own size: --short-side and --quality do nothing. Leave them out"
             )
+        if any(
+            not name.strip(". ") for text in (self.label, self.image) if text is not None for name in text.split(",")
+        ):
+            raise UserError(
+                "--image and --label: give extensions without the dot, such as --image jpg,png --label json:label"
+            )
         if self.quality is not None and (not 1 <= self.quality <= 100 or self.short_side is None):
             raise UserError(
                 f"--quality {self.quality}: give 1..100, with --short-side; without it bytes stay as they are"
             )
+
+    @property
+    def layout(self) -> Layout:
+        if self.label is None and self.image is None:
+            return WEBDATASET
+        image = (
+            WEBDATASET.image
+            if self.image is None
+            else tuple(name.strip(". ").lower() for name in self.image.split(","))
+        )
+        return Layout(image, (self.label or WEBDATASET.label).lstrip("."), is_given=True)
 
 
 @contextmanager
@@ -116,9 +136,9 @@ def pack(
         contents = sets.arrange(found, classes, options.val_labels, options.holdout or 0.0, options.seed)
         classes = contents.classes
     with draft.draft(target, request, say) as part:
-        jobs = _pack_jobs(found, contents, options, part) if contents else _scan_jobs(found, part)
+        jobs = _pack_jobs(found, contents, options, part) if contents else _scan_jobs(found, classes, options, part)
         _run([job for of_set in jobs.values() for job in of_set], workers, say, meter)
-        summary = request | _finish(part, target, found, classes, jobs)
+        summary = request | _finish(part, target, found, classes, jobs, options)
         draft.publish(part, target, summary)
     return summary | {"doubts": _doubts(out, summary)}
 
@@ -134,11 +154,15 @@ def _check_options(found: sources.Found, options: Options) -> None:
             if getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} does nothing for shards that exist: they stay as they are. Leave it out")
+    elif options.label or options.image:
+        raise UserError(f"--label and --image are for WebDataset shards, and this is {found.kind}. Leave them out")
     if options.holdout and set(found.files) & {"train", "validation"} != {"train"}:
         raise UserError(
             f"--holdout takes from train for validation, but there is {', '.join(found.files)}. Leave it out"
         )
-    if options.val_labels and (found.kind == sources.CLASS_FOLDERS or "validation" not in found.files):
+    if options.val_labels and (
+        found.kind in (sources.CLASS_FOLDERS, sources.CLASS_TARS) or "validation" not in found.files
+    ):
         raise UserError("--val-labels is for ImageNet's validation images, and there are none. Leave it out")
 
 
@@ -178,21 +202,31 @@ def _pack_jobs(found: sources.Found, contents: sets.Sets, options: Options, part
     return jobs
 
 
-def _scan_jobs(found: sources.Found, part: Path) -> dict[str, list[Job]]:
+def _scan_jobs(found: sources.Found, classes: list[str] | None, options: Options, part: Path) -> dict[str, list[Job]]:
     records = part / draft.RECORDS
-    return {
-        name: [
-            ScanJob(
-                tar=records / f"{name}-{number:06d}.tar" if found.url else found.root / file.name,
-                name=file.name,
-                record=records / f"{name}-{number:06d}.json",
-                url=f"{found.url}/{file.name}" if found.url else None,
-                listed_size=file.size,
+    jobs: dict[str, list[Job]] = {}
+    for name, files in found.files.items():
+        jobs[name] = []
+        (part / name).mkdir(exist_ok=True)
+        for number, file in enumerate(files):
+            place = found.root / file.name
+            if found.compressed:  # each sample must be reached directly
+                place = part / name / f"shard-{number:06d}.tar"
+            elif found.url:
+                place = records / f"{name}-{number:06d}.tar"
+            jobs[name].append(
+                ScanJob(
+                    tar=place,
+                    name=place.name if found.compressed else file.name,
+                    record=records / f"{name}-{number:06d}.json",
+                    url=f"{found.url}/{file.name}" if found.url else None,
+                    listed_size=file.size,
+                    layout=options.layout,
+                    names=numbers(classes),
+                    compressed=found.root / file.name if found.compressed else None,
+                )
             )
-            for number, file in enumerate(files)
-        ]
-        for name, files in found.files.items()
-    }
+    return jobs
 
 
 def _run(jobs: list[Job], workers: int, say: Callable[[str], None], meter: Meter) -> None:
@@ -213,7 +247,12 @@ def _run(jobs: list[Job], workers: int, say: Callable[[str], None], meter: Meter
 
 
 def _finish(
-    part: Path, out: Path, found: sources.Found, classes: list[str] | None, jobs: dict[str, list[Job]]
+    part: Path,
+    out: Path,
+    found: sources.Found,
+    classes: list[str] | None,
+    jobs: dict[str, list[Job]],
+    options: Options,
 ) -> dict[str, Any]:
     """Write rejected.tsv and each set's index from the shards' records; returns the counts for pack.json."""
     records = {name: [read_record(job) for job in of_set] for name, of_set in jobs.items()}
@@ -232,9 +271,9 @@ def _finish(
     rgb = rgb_statistics([record.sums for record in records.get("train", []) if record.sums])
     for name, indexed in shards.items():
         shards_root = "."
-        if found.kind == sources.SHARDS:
+        if found.kind == sources.SHARDS and not found.compressed:
             shards_root = found.url or os.path.relpath(found.root, out / name)
-        index.write(part / name, indexed, classes, shards_root, rgb)
+        index.write(part / name, indexed, classes, shards_root, rgb, options.layout)
     return {
         "sets": {
             name: {"images": sum(shard.num_samples for shard, _ in indexed), "shards": len(indexed)}
@@ -251,7 +290,10 @@ def _one_line(name: str) -> str:
 
 
 def _check_labels(found: sources.Found, shards: dict[str, list], classes: list[str] | None) -> list[str]:
-    """The class list of existing shards, with every label in it; without one, the labels are the names."""
+    """The class list of existing shards, with every label in it; without one, the labels are the names. Labels that are
+    names become numbers here, in the order of the alphabet."""
+    if not classes:
+        classes = _number_names(found, shards)
     labels = [
         (label, f"{found.url or found.root}/{shard.name}", key)
         for rows in shards.values()
@@ -272,3 +314,23 @@ def _check_labels(found: sources.Found, shards: dict[str, list], classes: list[s
                 f"Give the right list with --classes, or mend the shard"
             )
     return classes or [str(label) for label in range(num_classes)]
+
+
+def _number_names(found: sources.Found, shards: dict[str, list]) -> list[str] | None:
+    """The class list of labels that are names, which become its numbers; None if all are numbers already."""
+    columns = [columns for rows in shards.values() for _, columns in rows]
+    kinds = {type(label) for one in columns for label in one["label"]}
+    if str not in kinds:
+        return None
+    if int in kinds:
+        name, number = (next(x for one in columns for x in one["label"] if isinstance(x, kind)) for kind in (str, int))
+        raise UserError(
+            f"{found.url or found.root}: some labels are names ('{name}'), others numbers ({number}). Give the list of "
+            f"classes with --classes"
+        )
+    classes = sorted({label for one in columns for label in one["label"]})
+    known = numbers(classes)
+    assert known is not None
+    for one in columns:
+        one["label"] = [known[label] for label in one["label"]]
+    return classes

@@ -85,7 +85,9 @@ def arrange(
     `holdout` moves that share of each class's training images, in 0..1, to validation. Raises UserError: a class that
     the list or training lacks, validation images without labels, a set left without images.
     """
-    if found.kind == sources.ARCHIVES:
+    if found.kind == sources.CLASS_TARS:
+        by_set, implied = {name: list(_from_tars(listed)) for name, listed in found.files.items()}, None
+    elif found.kind == sources.ARCHIVES:
         by_set, implied = _from_archives(found, val_labels)
     else:
         by_set = {name: list(_from_folders(found, name, val_labels)) for name in found.files}
@@ -154,6 +156,12 @@ def _from_folders(found: sources.Found, name: str, val_labels: Path | None) -> I
         raise UserError(f"--val-labels {val_labels}: the validation images lie in class folders already. Leave it out")
     for file in files:
         yield Source(file.name, file.name, 0, file.size, one_spelling(file.name.split("/")[depth]))
+
+
+def _from_tars(listed: list[sources.File]) -> Iterator[Source]:
+    for file in listed:
+        name = f"{file.tar}/{file.name}"
+        yield Source(name, file.tar, file.offset, file.size, one_spelling(file.name.split("/")[0]))
 
 
 def _from_archives(found: sources.Found, val_labels: Path | None) -> tuple[dict[str, list[Source]], list[str] | None]:

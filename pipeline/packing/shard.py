@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.data import index
+from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.remote import download
 from pipeline.data.scan import scan_shard
 from pipeline.errors import UserError
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare
 from pipeline.packing.sets import Source
+from pipeline.packing.tars import unpack
 from pipeline.workers import tick
 
 MAX_BYTES = 1 << 28  # a larger file is no photo; do not read a film into memory to find that out
@@ -71,6 +73,9 @@ class ScanJob:
     record: Path
     url: str | None = None
     listed_size: int = -1  # in bytes, of what is behind the URL; -1 if that was not told
+    layout: Layout = WEBDATASET
+    names: dict[str, int] | None = None
+    compressed: Path | None = None  # what to unpack into `tar` first
 
     def __len__(self) -> int:
         return 1
@@ -79,11 +84,16 @@ class ScanJob:
         tick(0)
         if self.url:
             download(self.url, self.tar)
+        if self.compressed:
+            unpack(self.compressed, self.tar)
         try:
-            record = _record(self.tar, self.name, [], None)
+            record = _record(self.tar, self.name, [], None, self.layout, self.names)
         except UserError as error:
-            all_of_them = "" if self.url else f" (all that is wrong: python -m launch.lint {self.tar})"
-            raise UserError(str(error).replace(str(self.tar), self.url or str(self.tar)) + all_of_them) from None
+            all_of_them = (
+                "" if self.url or self.compressed else f" (all that is wrong: python -m launch.lint {self.tar})"
+            )
+            called = self.url or str(self.compressed or self.tar)
+            raise UserError(str(error).replace(str(self.tar), called) + all_of_them) from None
         finally:
             if self.url:
                 self.tar.unlink()
@@ -91,8 +101,15 @@ class ScanJob:
         return record
 
 
-def _record(tar: Path, name: str, rejected: list, sums: dict | None) -> dict[str, Any]:
-    shard, columns = scan_shard(tar, name)
+def _record(
+    tar: Path,
+    name: str,
+    rejected: list,
+    sums: dict | None,
+    layout: Layout = WEBDATASET,
+    names: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    shard, columns = scan_shard(tar, name, layout=layout, names=names)
     columns["key"] = [key.decode() for key in columns["key"]]
     return {"shard": vars(shard), "columns": columns, "rejected": rejected, "sums": sums}
 

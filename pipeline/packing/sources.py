@@ -1,4 +1,4 @@
-"""What there is to pack: recognises the four kinds of SOURCE and lists its files by set, with names and sizes.
+"""What there is to pack: recognises the five kinds of SOURCE and lists its files by set, with names and sizes.
 
 In: a folder, a tar, a quoted glob, or a URL of shards. Out: `Found`, whose fingerprint changes when a file is added,
 removed, renamed or changes its size. Nothing is opened here; `sets.py` gives the files their classes and keys.
@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 from pipeline.data.remote import is_remote, list_files
 from pipeline.errors import UserError
-from pipeline.packing import imagenet
+from pipeline.packing import imagenet, tars
 
 CLASS_FOLDERS = "a folder of class folders"
 SPLIT_FOLDERS = "split folders of class folders"
 ARCHIVES = "ImageNet's own archives"
+CLASS_TARS = "tars of class folders"
 SHARDS = "WebDataset shards"
 
 SPLITS = {
@@ -43,27 +44,32 @@ _LAYOUT = "SOURCE/cat/1.jpg, or SOURCE/train/cat/1.jpg with SOURCE/val beside it
 
 
 class File(NamedTuple):
-    """`name` relative to the source, with slashes; `size` in bytes, -1 for a link that leads nowhere."""
+    """`name` relative to the source, with slashes; `size` in bytes, -1 for a link that leads nowhere. In a tar: its
+    `offset` there, and the tar's own name."""
 
     name: str
     size: int
+    offset: int = 0
+    tar: str = ""
 
 
 @dataclass(frozen=True)
 class Found:
     """The files of each set (for archives: the archives). `notes` say what was left aside; shards that are elsewhere
-    have a `url` that their names are relative to, in place of the root."""
+    have a `url` that their names are relative to, in place of the root; `compressed` if some of them are."""
 
     kind: str
     root: Path
     files: dict[str, list[File]]
     notes: tuple[str, ...] = ()
     url: str | None = None
+    compressed: bool = False
 
     @property
     def fingerprint(self) -> str:
         where = [self.url or str(self.root)] if self.kind == SHARDS else []  # whose index points there
-        listing = json.dumps([self.kind, *where, self.files]).encode()
+        files = {name: [file[:2] for file in listed] for name, listed in self.files.items()}
+        listing = json.dumps([self.kind, *where, files]).encode()
         return hashlib.sha256(listing).hexdigest()
 
 
@@ -83,8 +89,8 @@ def find(source: str, split: str | None = None) -> Found:
         raise UserError(f"{path} is one of ImageNet's archives. Give the folder that holds it: {path.parent}")
     elif path.is_file() and not path.name.endswith(".tar") and not _COMPRESSED.search(path.name):
         raise UserError(f"{path} is a file, neither a folder of images nor a .tar shard. Give a folder: {_LAYOUT}")
-    elif path.is_file() or glob.has_magic(source):
-        found = _shards([path] if path.is_file() else [Path(name) for name in glob.glob(source, recursive=True)], split)
+    elif path.is_file() or glob.has_magic(source) or "{" in source:
+        found = _shards([path] if path.is_file() else _matching(source), split)
         if not found.files:
             raise UserError(f"'{source}' matches no file. Quote the pattern and name .tar shards: 'data/train-*.tar'")
     else:
@@ -98,9 +104,9 @@ def _find_in_folder(path: Path, split: str | None) -> Found:
     if archives := _archives(path):
         return Found(ARCHIVES, path.resolve(), archives)
     folders = _subfolders(path)
-    tars = _packed_files(path) or [tar for folder in folders for tar in _packed_files(folder)]
-    if tars and not any(_holds_images(folder) for folder in folders):
-        return _shards(tars, split, path)
+    packed = _packed_files(path) or [tar for folder in folders for tar in _packed_files(folder)]
+    if packed and not any(_holds_images(folder) for folder in folders):
+        return _shards(packed, split, path)
     if not folders:
         loose = sum(1 for entry in os.scandir(path) if _IMAGE_NAME.search(entry.name))
         what = f"{loose} images but no class folders" if loose else "no class folders and no .tar shards"
@@ -256,28 +262,75 @@ def _holds_images(folder: Path) -> bool:
 def _shards(paths: list[Path], split: str | None, root: Path | None = None) -> Found:
     """Existing shards on this machine."""
     for path in sorted(paths):
-        if _COMPRESSED.search(path.name):
-            raise UserError(
-                f"{path} is compressed, so no sample in it can be reached directly. Unpack it to a .tar first"
-            )
-        if not path.name.endswith(".tar"):
+        if not path.name.endswith(".tar") and not _COMPRESSED.search(path.name):
             raise UserError(f"{path} is no .tar shard. Give a pattern that matches shards alone: 'data/*.tar'")
     if not paths:
         return Found(SHARDS, Path(), {})
     base = Path(os.path.realpath(root or os.path.commonpath([path.parent.absolute() for path in paths])))
     names = sorted(os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), base) for path in paths)
-    return Found(SHARDS, base, _by_set([File(name, (base / name).stat().st_size) for name in names], str(base), split))
+    by_set = _by_set([File(name, (base / name).stat().st_size) for name in names], str(base), split)
+    first = base / names[0]
+    compressed = [name for name in names if tars.opener(base / name)]
+    if not tars.holds_class_folders(first):
+        return Found(SHARDS, base, by_set, compressed=bool(compressed))
+    if compressed:
+        raise UserError(
+            f"{first} holds class folders and is compressed. Unpack it and pack the folder: mkdir photos && "
+            f"tar -xf {shlex.quote(str(first))} -C photos"
+        )
+    return Found(CLASS_TARS, base, *_in_class_tars(base, by_set))
+
+
+def _matching(source: str) -> list[Path]:
+    """The files of a pattern with wildcards or braces. Raises UserError for one of the braces that is not there."""
+    found: list[Path] = []
+    for pattern in _braces(source):
+        files = [Path(name) for name in glob.glob(pattern, recursive=True)]
+        if not files and pattern != source:
+            raise UserError(f"{pattern} does not exist, which '{source}' names. Fetch it, or change the pattern")
+        found += files
+    return found
+
+
+def _braces(source: str) -> list[str]:
+    """Numbers in braces as WebDataset writes them: {000000..001281}."""
+    from braceexpand import braceexpand
+
+    try:
+        return list(braceexpand(source))
+    except ValueError:
+        raise UserError(f"'{source}' has a brace without its other one") from None
+
+
+def _in_class_tars(base: Path, by_set: dict[str, list[File]]) -> tuple[dict[str, list[File]], tuple[str, ...]]:
+    """The images by set: that of the folders in the tar, or else that of its name; their names begin with the class."""
+    files: dict[str, list[File]] = {}
+    aside: set[str] = set()
+    for set_of_tar, listed in by_set.items():
+        for tar in listed:
+            images = list(tars.images(base / tar.name))
+            cut = 0
+            if len({image.name.split("/")[0] for image in images}) == 1 and images[0].name.count("/") > 1:
+                top = images[0].name.split("/")[0]
+                cut = 0 if top.lower() in SPLITS else len(top) + 1  # one folder around all
+            has_sets = any(image.name[cut:].split("/")[0].lower() in SPLITS for image in images)
+            for image in images:
+                head, _, rest = image.name[cut:].partition("/")
+                name = SPLITS.get(head.lower(), "") if has_sets else set_of_tar
+                within = rest if has_sets else image.name[cut:]
+                if not name or "/" not in within:
+                    aside.add(head if not name else f"{head}/{within}")
+                    continue
+                files.setdefault(name, []).append(File(f"{within}", image.size, image.offset, tar.name))
+    if not files:
+        raise UserError(f"{base}: its tars hold no image in a folder of a class. {_LAYOUT}")
+    notes = (f"left aside, in no class folder: {', '.join(sorted(aside)[:5])}",) if aside else ()
+    return {name: files[name] for name in ("train", "validation", "test") if name in files}, notes
 
 
 def _remote_shards(source: str, split: str | None) -> Found:
     """Shards behind a URL with wildcards, or with numbers in braces as WebDataset writes them: {000000..001281}."""
-    from braceexpand import braceexpand
-
-    try:
-        patterns = list(braceexpand(source))
-    except ValueError:
-        raise UserError(f"'{source}' has a brace without its other one") from None
-    listed = sorted(file for pattern in patterns for file in list_files(pattern))
+    listed = sorted(file for pattern in _braces(source) for file in list_files(pattern))
     strange = next((url for url, _ in listed if not url.endswith(".tar")), None)
     if strange or not listed:
         what = f"{strange} is no .tar shard" if strange else f"'{source}' matches no file"

@@ -52,9 +52,9 @@ def test_third_party_names_and_components_are_understood(tmp_path):
 @pytest.mark.parametrize(
     ("members", "says"),
     [
-        ([("a.jpg", JPEG)], "sample 'a' has no label: 'a.cls' is missing"),
+        ([("a.jpg", JPEG)], "sample 'a' has no label (cls): it holds .jpg (JPEG)"),
         ([("a.cls", b"1")], "sample 'a' has no image"),
-        ([("a.jpg", JPEG), ("a.cls", b"cat")], "'a.cls' holds b'cat', not a decimal class number"),
+        ([("a.jpg", JPEG), ("a.cls", b"cat")], "'a.cls' holds 'cat', not a decimal class number"),
         ([("a.jpg", b"nothing"), ("a.cls", b"1")], "sample 'a': its image cannot be read"),
         ([("a.jpg", JPEG), ("a.cls", b"1"), ("b.jpg", JPEG), ("b.cls", b"1"), ("a.jpg", JPEG)], "'a' comes twice"),
         ([("a.jpg", JPEG), ("a.jpg", JPEG), ("a.cls", b"1")], "'a.jpg' comes twice"),

@@ -1,0 +1,82 @@
+"""Tars that are no shards with an index yet: compressed ones, and those that hold class folders.
+
+In: a tar. Out: what it holds, told from its first members; its images with their places, for those of class folders.
+"""
+
+import bz2
+import gzip
+import lzma
+import os
+import re
+import shlex
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from pipeline.errors import UserError
+
+PEEKED = 200  # members that tell what a tar holds
+_OPENERS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_IMAGE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|jfif)$", re.IGNORECASE)
+
+
+class Image(NamedTuple):
+    """`size` bytes at `offset` of the tar; `name` in it."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def opener(path: Path) -> Callable[[Path], IO[bytes]] | None:
+    """What reads a compressed file, told from its first bytes; None if it is not compressed."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        raise UserError(f"{path} is compressed with zstd. Unpack it first: zstd -d {shlex.quote(str(path))}")
+    return next((found for magic, found in _OPENERS.items() if start.startswith(magic)), None)
+
+
+def unpack(compressed: Path, tar: Path) -> None:
+    """Write what `compressed` holds to `tar`, which appears when it is whole. Raises UserError for a damaged file."""
+    temporary, reads = tar.with_name(f"{tar.name}.tmp"), opener(compressed)
+    assert reads is not None
+    try:
+        with reads(compressed) as stream, open(temporary, "wb") as file:
+            shutil.copyfileobj(stream, file, 1 << 20)
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, ValueError) as error:
+        raise UserError(f"{compressed} is damaged: {error}. Fetch it again") from None
+    os.replace(temporary, tar)
+
+
+def holds_class_folders(path: Path) -> bool:
+    """Whether images lie in folders and no file beside one may be its label. An unreadable tar holds none."""
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            names = [member.name for member in islice(tar, PEEKED) if member.isfile() and not _hidden(member.name)]
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error):
+        return False
+    images = [name for name in names if _IMAGE.search(name)]
+    keys = {name[: _IMAGE.search(name).start()] for name in images}  # type: ignore[union-attr]
+    labels = any(name.rpartition(".")[0] in keys for name in names if not _IMAGE.search(name))
+    return bool(images) and not labels and all(name.removeprefix("./").count("/") for name in images)
+
+
+def images(path: Path) -> Iterator[Image]:
+    """The files in the folders of an uncompressed tar, in its order. Raises UserError for a damaged one."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                name = member.name.removeprefix("./")
+                if member.isfile() and not member.issparse() and "/" in name and not _hidden(name):
+                    yield Image(name, member.offset_data, member.size)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path} is no readable tar: {error}. Fetch it again") from None
+
+
+def _hidden(name: str) -> bool:
+    return any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))

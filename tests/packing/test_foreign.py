@@ -1,0 +1,230 @@
+"""Shards that others wrote: indexed untouched, unpacked where they are compressed, refused with the options that help.
+
+They are written by webdataset's own writer and by tarfile, in the layouts of Hugging Face and img2dataset.
+"""
+
+import gzip
+import io
+import json
+import lzma
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from conftest import COLOURS, called, jpeg, photo
+from PIL import Image
+
+from launch import lint
+from launch import pack as command
+from pipeline.data import index
+from pipeline.data.layout import Layout
+from pipeline.data.reader import Reader
+
+NAMES = ["red", "green", "blue", "yellow", "cyan"]
+
+
+def image(number: int) -> bytes:
+    return jpeg(photo(number, number % 5, 40 + number, 50))
+
+
+def write(path: Path, samples: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with webdataset.TarWriter(str(path)) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return path
+
+
+def pack(*words) -> str:
+    done = called(lambda: exit_with(command.main([*map(str, words), "--workers", "1"])))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(*words) -> str:
+    done = called(lambda: exit_with(command.main([*map(str, words), "--workers", "1"])))
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.count("\n") == 1
+    assert len(done.stderr) < 900
+    return done.stderr
+
+
+def exit_with(code: int) -> None:
+    raise SystemExit(code)
+
+
+def check_colours(folder: Path, count: int, names=("0", "1", "2", "3", "4")) -> index.Index:
+    """The label of every sample is the one that its pixels tell."""
+    found = index.load(folder)
+    assert len(found) == count
+    reader = Reader(found)
+    for sample in range(count):
+        pixels = np.asarray(Image.open(io.BytesIO(bytes(reader.read(np.array([sample]))[0]))).convert("RGB"))
+        nearest = int(np.abs(COLOURS - pixels.mean(axis=(0, 1))).sum(axis=1).argmin())
+        assert found.classes[found.label[sample]] == names[nearest]
+    return found
+
+
+LAYOUTS = {
+    "hugging face": (lambda n: {"jpg": image(n), "json": {"label": n % 5, "id": n}}, "json:label", None),
+    "nested": (lambda n: {"jpg": image(n), "json": {"meta": {"class": NAMES[n % 5]}}}, "json:meta.class", None),
+    "cls": (lambda n: {"image.jpg": image(n), "cls": n % 5}, None, "image.jpg"),
+    "img": (lambda n: {"img": image(n), "label": str(n % 5).encode()}, "label", "img"),
+    "text": (lambda n: {"png": image(n), "txt": NAMES[n % 5], "cls": 0}, "txt", "jpg,png"),
+    "segmented": (lambda n: {"jpg": image(n), "seg.png": b"mask", "txt": f" {n % 5}\n"}, "txt", "jpg"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_untouched_shards_are_indexed_linted_and_read(tmp_path, monkeypatch, layout):
+    sample, label, images = LAYOUTS[layout]
+    monkeypatch.chdir(tmp_path)
+    shards = [
+        write(Path(f"hf/data/train-{k:05d}.tar"), [{"__key__": f"{k}{n:04d}", **sample(n)} for n in range(6)])
+        for k in range(3)
+    ]
+    before = [path.read_bytes() for path in shards]
+    words = (["--label", label] if label else []) + (["--image", images] if images else [])
+    named = (isinstance(sample(0).get("txt"), str) and "segmented" not in layout) or layout == "nested"
+    pack("hf/data/train-{00000..00002}.tar", "out", *words)
+    assert [path.read_bytes() for path in shards] == before
+    found = check_colours(Path("out/train"), 18, NAMES if named else ("0", "1", "2", "3", "4"))
+    assert found.layout == Layout(tuple((images or "jpg,jpeg,png,webp,npy").split(",")), label or "cls", is_given=True)
+    assert list(found.classes) == (sorted(NAMES) if named else ["0", "1", "2", "3", "4"])
+    assert lint.main(["out/train", "--workers", "1"]) == lint.CLEAN  # which reads the labels from the tars again
+    report = json.loads(Path("out/train/lint.json").read_text())
+    assert "wrong_name" not in report["kinds"] or layout == "text"  # .png that are JPEG
+    counts = report["classes"]["counts"]
+    assert [one["count"] for one in counts] == np.bincount(found.label).tolist()
+
+
+def test_names_take_the_numbers_of_a_class_list(tmp_path):
+    write(tmp_path / "a.tar", [{"__key__": f"k{n}", "jpg": image(n), "txt": NAMES[n % 5]} for n in range(10)])
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    pack(tmp_path / "a.tar", tmp_path / "out", "--label", "txt", "--classes", tmp_path / "names.txt")
+    found = check_colours(tmp_path / "out" / "train", 10, NAMES)
+    assert list(found.classes) == NAMES
+    (tmp_path / "names.txt").write_text("\n".join(NAMES[:4]))
+    words = ["--label", "txt", "--classes", tmp_path / "names.txt"]
+    assert "'k4.txt' holds the class 'cyan', which the class list lacks" in refused(
+        tmp_path / "a.tar", tmp_path / "o", *words
+    )
+
+
+def test_keys_with_dots(tmp_path):
+    """By WebDataset's rule all of it is one sample; --image and --label say where a key ends."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for n in range(80):
+            for name, content in ((f"n0.{n}_v1.5.jpg", image(n % 10)), (f"n0.{n}_v1.5.cls", str(n % 5).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    told = refused(tmp_path / "a.tar", tmp_path / "out")
+    assert "and 154 more files" in told
+    assert "--image jpg --label cls" in told
+    pack(tmp_path / "a.tar", tmp_path / "out", "--image", "jpg", "--label", "cls")
+    assert check_colours(tmp_path / "out" / "train", 80).key_of(79) == "n0.79_v1.5"
+
+
+@pytest.mark.parametrize(
+    ("sample", "told"),
+    [
+        ({"jpg": b"", "json": {"label": 3}}, "--image jpg --label json:label"),
+        ({"image.jpg": b"", "cls": 1}, "--image image.jpg --label cls"),
+        ({"img": b"", "label": b"3"}, "--image img --label label"),
+        ({"jpg": b"", "txt": "cat"}, "--image jpg --label txt"),
+        ({"jpg": b"", "txt": "a cat on a mat, a long caption of it", "json": {"url": "u"}}, "one with --label"),
+        ({"mp3": b"ID3", "cls": 1}, "No file of it is an image"),
+        ({"jpg": b"", "json": {"label": 3}, "cls": 1.5}, "'k.cls' holds '1.5', not a decimal class number"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused_with_the_options_that_help(tmp_path, sample, told):
+    sample = {name: image(0) if content == b"" else content for name, content in sample.items()}
+    write(tmp_path / "a.tar", [{"__key__": "k", **sample} if "cls" not in sample else {"__key__": "k", **raw(sample)}])
+    assert told in refused(tmp_path / "a.tar", tmp_path / "out")
+
+
+def raw(sample: dict) -> dict:
+    """webdataset writes only whole numbers as .cls."""
+    return {name: str(value).encode() if name == "cls" else value for name, value in sample.items()}
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        ("json:clas", "'k.json' has no field clas, only class"),
+        ("json:class.id", "'k.json' has no field class.id, only 'cat'"),
+        ("json", "'k.json' holds"),
+        ("jpg:x", "is no JSON"),
+        ("json:list", "holds [1, 2], neither a class number nor a class name"),
+        ("json:flag", "holds True, neither"),
+    ],
+)
+def test_a_wrong_label_field_is_named(tmp_path, label, told):
+    facts = {"class": "cat", "list": [1, 2], "flag": True} if "clas" not in label else {"class": "cat"}
+    samples = [
+        {"__key__": "k", "jpg": image(0), "json": facts},
+        {"__key__": "l", "jpg": image(1), "json": {"class": 1}},
+    ]
+    write(tmp_path / "a.tar", samples)
+    if label == "json":  # a whole file is one name, which is a strange one; with numbers in others it is refused
+        assert "class" in pack(tmp_path / "a.tar", tmp_path / "out", "--label", label)
+    else:
+        assert told in refused(tmp_path / "a.tar", tmp_path / "out", "--label", label)
+
+
+def test_names_beside_numbers_are_refused(tmp_path):
+    write(tmp_path / "a.tar", [{"__key__": f"k{n}", "jpg": image(n), "txt": x} for n, x in enumerate(("cat", "1"))])
+    assert "some labels are names ('cat'), others numbers (1)" in refused(
+        tmp_path / "a.tar", tmp_path / "out", "--label", "txt"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "squeeze"), [("tar.gz", gzip.compress), ("tgz", gzip.compress), ("tar.xz", lzma.compress)]
+)
+def test_compressed_shards_are_unpacked_into_the_set(tmp_path, ending, squeeze):
+    for k in range(2):
+        samples = [{"__key__": f"{k}{n}", "jpg": image(n), "cls": n % 5} for n in range(5)]
+        plain = write(tmp_path / "plain" / f"{k}.tar", samples)
+        (tmp_path / f"train-{k}.{ending}").write_bytes(squeeze(plain.read_bytes()))
+    pack(tmp_path / f"train-{{0..1}}.{ending}", tmp_path / "out")
+    check_colours(tmp_path / "out" / "train", 10)
+    tars = sorted((tmp_path / "out" / "train").glob("*.tar"))
+    assert [tar.read_bytes() for tar in tars] == [(tmp_path / "plain" / f"{k}.tar").read_bytes() for k in range(2)]
+    assert lint.main([str(tmp_path / "out" / "train"), "--workers", "1"]) == lint.CLEAN
+    (tmp_path / f"train-1.{ending}").write_bytes(squeeze(plain.read_bytes())[:-40])
+    assert "train-1" in (told := refused(tmp_path / f"train-1.{ending}", tmp_path / "o"))
+    assert "is damaged" in told
+
+
+def test_a_shard_that_braces_name_must_be_there(tmp_path):
+    write(tmp_path / "s-0.tar", [{"__key__": "k", "jpg": image(0), "cls": 0}])
+    assert f"{tmp_path}/s-1.tar does not exist" in refused(tmp_path / "s-{0..2}.tar", tmp_path / "out")
+
+
+@pytest.mark.parametrize("top", ["", "set/"])
+def test_tars_of_class_folders(tmp_path, top):
+    """With sets in them and a folder around all; files beside the folders are left aside."""
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for n in range(20):
+            member = tarfile.TarInfo(f"{top}{'train' if n < 15 else 'val'}/{NAMES[n % 5]}/{n}.jpg")
+            member.size = len(image(n))
+            tar.addfile(member, io.BytesIO(image(n)))
+        tar.addfile(tarfile.TarInfo(f"{top}README.md"))
+    said = pack(tmp_path / "photos.tar", tmp_path / "out")
+    assert "tars of class folders (train 15, validation 5 files)" in said
+    check_colours(tmp_path / "out" / "train", 15, NAMES)
+    check_colours(tmp_path / "out" / "validation", 5, NAMES)
+    packed = gzip.compress((tmp_path / "photos.tar").read_bytes())
+    (tmp_path / "photos.tar.gz").write_bytes(packed)
+    assert "Unpack it and pack the folder" in refused(tmp_path / "photos.tar.gz", tmp_path / "o")
+
+
+def test_options_of_shards_are_refused_for_folders(tmp_path):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "1.jpg").write_bytes(image(0))
+    assert "are for WebDataset shards" in refused(tmp_path / "photos", tmp_path / "out", "--label", "txt")
+    assert "give extensions without the dot" in refused(tmp_path / "photos", tmp_path / "out", "--image", "jpg,,png")
