@@ -27,10 +27,11 @@ def main() -> None:
     words = parser.parse_intermixed_args()
     if words.processes is not None and words.processes < 1:
         raise UserError(f"--processes {words.processes} must be at least 1")
-    config = load(words.config, words.overrides)
+    from pipeline.runtime import place, start
+
+    config = load(words.config, words.overrides, tell=print if place().rank == 0 else lambda line: None)
 
     from pipeline.preflight import prepare
-    from pipeline.runtime import place, start
 
     world = words.processes or place().world
     flight = prepare(config, world, verify=place().local_rank == 0)

@@ -6,13 +6,17 @@ Every field stands below with its type, default and meaning, and something reads
 contradictions raise UserError, naming the key, the value and the next action, before a GPU or a shard is touched.
 """
 
+import copy
 import difflib
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline import unread
 from pipeline.deepspeed_keys import check as check_deepspeed_keys
 from pipeline.errors import UserError
 from pipeline.views import Scales, looks
@@ -46,6 +50,16 @@ class Section(BaseModel):
         if isinstance(value, str) and value.lower() == "none" and type(None) in get_args(annotation):
             return None
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_list(cls, value: Any, info: Any) -> Any:
+        """`a,b` is a list as `[a, b]` is, and one value a list of one."""
+        if get_origin(cls.model_fields[info.field_name].annotation) is not tuple or value is None:
+            return value
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",")] if value.strip() else []
+        return value if isinstance(value, (list, tuple, dict)) else [value]
 
     @field_validator("*", mode="before")
     @classmethod
@@ -351,8 +365,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, apply `key.subkey=value` words in order, check everything. Values are parsed as YAML."""
+def load(
+    path: str | Path, overrides: list[str] | None = None, tell: Callable[[str], None] = lambda line: None
+) -> Config:
+    """Read a YAML file, apply `key.subkey=value` words in order, check everything. Values are parsed as YAML.
+
+    `tell` is told which keys of the file are left out because a word chose another kind of schedule, recipe or shuffle.
+    """
     path = Path(path)
     try:
         tree = yaml.load(path.read_text(), _Loader) or {}
@@ -367,23 +386,38 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold 'key: value' lines, not {type(tree).__name__}")
     tree.setdefault("run", f"runs/{path.stem}")
+    before, words = copy.deepcopy(tree), dict[str, Any]()
     for word in overrides or []:
         apply(tree, word)
-    return parse(tree, str(path))
+        apply(words, word)
+    given = unread.flat(words)
+    return parse(unread.settle(tree, str(path), before, given, tell), str(path), given)
 
 
-def parse(tree: dict, source: str) -> Config:
-    """A checked Config from nested dictionaries. Raises UserError that starts with `source` and lists every mistake."""
+def parse(tree: dict, source: str, words: Collection[str] = ()) -> Config:
+    """A checked Config from nested dictionaries. Raises UserError that lists every mistake, under `source`, or under
+    the command line if it is in one of the keys that `words` there set."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        mistakes = [_explain(mistake) for mistake in error.errors()]
-        raise UserError("\n".join([f"{source}:", *(f"  {text}" for text in mistakes)])) from None
+        found: dict[str, list[str]] = {"command line": [], source: []}
+        for mistake in error.errors():
+            name, text = ".".join(str(part) for part in mistake["loc"]), _explain(mistake)
+            is_word = any(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", f"{name} {text}") for word in words)
+            found["command line" if is_word else source].append(text)
+        lines = [line for where, texts in found.items() if texts for line in (f"{where}:", *(f"  {t}" for t in texts))]
+        raise UserError("\n".join(lines)) from None
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """What is stored of a config, as nested dictionaries for JSON or YAML: all keys but those that its kinds of
+    schedule, recipe and shuffle do not read."""
+    return unread.without(config.model_dump(mode="json"))
 
 
 def dump(config: Config) -> str:
     """The resolved config as YAML that `load` reads back to the same Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(resolved(config), sort_keys=False)
 
 
 def keys(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
@@ -438,4 +472,11 @@ def _explain(mistake: Any) -> str:
         reason = str(mistake["ctx"]["error"])
         return f"{name}={mistake['input']!r} {reason}" if reason.startswith("is ") else reason
     wanted = mistake["msg"].removeprefix("Input ").replace("should be", "must be")
-    return f"{name}={mistake['input']!r} {wanted}"
+    key = next((part for part in (name, name.rpartition(".")[0]) if part in keys()), "")
+    example = f". Write it like {key}={_example(key)}" if key and get_origin(keys()[key].annotation) is tuple else ""
+    return f"{name}={mistake['input']!r} {wanted}{example}"
+
+
+def _example(key: str) -> str:
+    default = keys()[key].default or {"schedule.milestones": (30, 60, 80)}.get(key, ("one", "two"))
+    return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in default)

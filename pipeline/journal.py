@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.config import Config
+from pipeline.config import Config, resolved
 from pipeline.metrics import Score
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Wandb:
             "entity": config.wandb.entity,
             "name": config.wandb.name or run.resolve().name,
             "tags": config.wandb.tags,
-            "config": config.model_dump(mode="json"),
+            "config": resolved(config),
             "id": wandb_id or secrets.token_hex(4),
             "dir": str(run),
             "settings": settings,

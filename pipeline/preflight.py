@@ -11,11 +11,12 @@ from pathlib import Path
 from models.compiler import c_compiler
 from pipeline import builds, checkpoint, network
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, parse
+from pipeline.config import Config, parse, resolved
 from pipeline.data import plausible, quarantine
 from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
+from pipeline.unread import flat
 
 # What a run starts from. A resumed one has its weights already, so another value is told, and changes nothing.
 STARTS = ("model.weights", "model.reset_head", "model.grow_from")
@@ -136,8 +137,8 @@ def _changes(config: Config, index: Index, progress: Progress, folder: Path) -> 
             f"{config.data.train} is not the set that {folder} was trained on (its fingerprint is {index.fingerprint}, "
             f"then it was {progress.data_fingerprint}). Give the old one, {start_over}"
         )
-    old = _flat(parse(progress.config, f"{folder}/progress.json").model_dump(mode="json"))
-    new = _flat(config.model_dump(mode="json"))
+    old = flat(parse(progress.config, f"{folder}/progress.json").model_dump(mode="json"))
+    new = flat(resolved(config))
     changes = []
     for key in new:
         if new[key] == old.get(key) or key in ("run", "data.train", "data.validation"):
@@ -150,10 +151,3 @@ def _changes(config: Config, index: Index, progress: Progress, folder: Path) -> 
             )
         changes.append(f"{key}: {old.get(key)} -> {new[key]}")
     return tuple(changes)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat: dict = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

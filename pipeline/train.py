@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pipeline import checkpoint, engine, network, optim, optimizer_state
 from pipeline import journal as keys
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, dump
+from pipeline.config import Config, dump, resolved
 from pipeline.console import Console
 from pipeline.data import quarantine
 from pipeline.data.index import QUARANTINE, Index
@@ -64,7 +64,7 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> None:
     if runtime.is_main:
         run.mkdir(parents=True, exist_ok=True)
         (run / "config.yaml").write_text(dump(config))
-    progress.config = config.model_dump(mode="json")
+    progress.config = resolved(config)
     stop = StopRequest(runtime)
     with open_journal(
         config,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from pipeline.config import resolved
 from pipeline.data.index import file_sha256
 from pipeline.errors import UserError
 from pipeline.evaluation.classifier import EXPORTED_BY, Classifier
@@ -42,7 +43,7 @@ def export(one: Classifier, out: Path) -> Path:
     }
     save_file(state, temporary, metadata={"format": "pt"})
     os.replace(temporary, out)
-    tree = one.config.model_dump(mode="json")
+    tree = resolved(one.config)
     config: dict[str, Any] = {
         section: {key: value for key, value in tree[section].items() if keeps(key)} for section, keeps in KEPT.items()
     }
