@@ -2,20 +2,17 @@
 
     python -m launch.export runs/vgg16 vgg16.safetensors [--best]
 
-`python -m launch.evaluate vgg16.safetensors --data SET` scores it. Plain torch loads it, for networks that torchvision
-has (alexnet, vgg11, vgg13, vgg16, vgg19 and their _bn, torchvision:NAME):
-
-    model = torchvision.models.vgg16(num_classes=N)
-    model.load_state_dict(safetensors.torch.load_file("vgg16.safetensors"))
-
-and any other with models.build.build(NAME, N). The JSON holds the network's name and settings, its classes in the order
-of the outputs, how images are prepared, and where it comes from. SOURCE is what launch.evaluate takes.
+`python -m launch.evaluate vgg16.safetensors --data SET` scores it. Plain torch loads it into torchvision's network, or,
+where torchvision has none such, into that of models.build: the lines that do it are printed. The JSON holds the
+network's name and settings, its classes in the order of the outputs, how images are prepared, and where it comes from.
+SOURCE is what launch.evaluate takes.
 """
 
 import argparse
 from pathlib import Path
 
 from launch.command import run_command
+from pipeline import hints
 from pipeline.errors import UserError
 
 
@@ -33,8 +30,9 @@ def main() -> None:
     from pipeline.evaluation import classifier
     from pipeline.evaluation.export import export
 
-    beside = export(classifier.read(words.source, [], words.best), words.out)
-    print(f"{words.out} and {beside.name}\nscore it with: python -m launch.evaluate {words.out} --data PACKED_SET")
+    beside, loading = export(classifier.read(words.source, [], words.best), words.out)
+    print(f"{words.out} and {beside.name}\n{loading}")
+    print(f"score it with: {hints.command('launch.evaluate', words.out, '--data', 'PACKED_SET')}")
 
 
 if __name__ == "__main__":

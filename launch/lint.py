@@ -20,6 +20,7 @@ from typing import Any
 
 from launch.command import run_pool
 from launch.progress import meter
+from pipeline import hints
 from pipeline.errors import UserError
 
 CLEAN, ERRORS = 0, 1
@@ -81,9 +82,9 @@ def _report(linted: Any) -> None:
     if worst and KINDS[worst].severity == "error":
         print(f"next: {KINDS[worst].action}")
     elif linted.is_packed:
-        print(f"next: train on it: data.train={shlex.quote(report['source'])}")
+        print(f"next: train on it: {shlex.quote('data.train=' + report['source'])}")
     else:
-        print(f"next: {shlex.join(['python', '-m', 'launch.pack', report['source'], 'OUT'])}")
+        print(f"next: {hints.command('launch.pack', report['source'], 'OUT')}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Stopped at any time, the same command goes on.
 
 import argparse
 import os
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from launch.command import run_pool
 from launch.progress import meter
+from pipeline import hints
 from pipeline.errors import UserError
 
 
@@ -96,15 +96,15 @@ def _report(packed: dict[str, Any], out: Path) -> None:
     for doubt in packed["doubts"]:
         _say(f"warning: {doubt}")
     if "train" in packed["sets"]:
-        config = "configs/alexnet.yaml" if shutil.which("nvidia-smi") else "configs/alexnet_cpu.yaml"
+        config = hints.ours("configs/alexnet.yaml" if shutil.which("nvidia-smi") else "configs/alexnet_cpu.yaml")
         validation = out / "validation" if "validation" in packed["sets"] else "none"
         words = [config, f"data.train={out / 'train'}", f"data.validation={validation}"]
-        _say(f"next: {shlex.join(['launch/single_node.sh', *words])}")
+        _say(f"next: {hints.script('launch/single_node.sh', *words)}")
     else:
-        scored = shlex.quote(str(out / next(iter(packed["sets"]))))
-        _say(f"next: python -m launch.evaluate RUN_OR_NETWORK --data {scored}")
+        scored = out / next(iter(packed["sets"]))
+        _say(f"next: {hints.command('launch.evaluate', 'RUN_OR_NETWORK', '--data', scored)}")
     if packed["kind"] == "WebDataset shards":
-        _say(f"images were not decoded, only their headers read; to do that: python -m launch.lint {out / name}")
+        _say(f"images were not decoded, only their headers read; to do that: {hints.command('launch.lint', out)}")
     elif packed.get("converted"):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in packed["converted"].items())
         _say(f"stored as PNG, without loss, since training would not decode their bytes as Pillow does: {kinds}")

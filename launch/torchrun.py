@@ -4,6 +4,7 @@ The same options as torchrun. When a rank fails, the ranks of all machines end w
 last on the terminal. The exit code is the job's: 2 for a user's mistake, 128 + N after signal N.
 """
 
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ def main() -> int:
 
     if unset:
         del os.environ["TORCH_CPP_LOG_LEVEL"]
+    # It says which rank it stopped, and its exit code, after the words of that rank, which are to be the last.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     api.LocalElasticAgent = Agent  # type: ignore[misc]  # torch offers no other way
     args = parse_args(sys.argv[1:])
     try:

@@ -5,10 +5,15 @@ what would happen, and starts nothing.
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from launch.command import run_command
-from pipeline.config import describe, load
+from pipeline import hints
+from pipeline.config import Config, describe, load
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.preflight import Flight
 
 
 def main() -> None:
@@ -36,6 +41,7 @@ def main() -> None:
     world = words.processes or place().world
     flight = prepare(config, world, verify=place().local_rank == 0)
     if words.check:
+        _try(config, flight)
         micro_batch, micro_steps = config.train.split(world)
         step = flight.progress.step
         for doubt in flight.doubts:
@@ -52,14 +58,29 @@ def main() -> None:
     total = length_of(config, order_of(flight.index, config.data, config.train.global_batch, config.seed)).total
     if flight.progress.step >= total:
         if place().rank == 0:
-            other = "" if flight.validation else " --data PACKED_SET"
+            other = [] if flight.validation else ["--data", "PACKED_SET"]
             print(
-                f"{flight.run} is finished: step {flight.progress.step} of {total}. Score it with: python -m "
-                f"launch.evaluate {flight.run}{other}; train longer with train.epochs=..., or anew with run=..."
+                f"{flight.run} is finished: step {flight.progress.step} of {total}. Train longer with "
+                f"train.epochs=..., anew with run=..., or score it with: "
+                + hints.command("launch.evaluate", flight.run, *other)
             )
         return
     with start() as runtime, alone_in(flight, runtime):
         train(config, flight, runtime)
+
+
+def _try(config: Config, flight: "Flight") -> None:
+    """What only torch can tell, and only some configs ask: a GPU to decode on, weights that fit."""
+    if config.data.decoder == "gpu":
+        from pipeline.data.loader import decodes_on_gpu
+        from pipeline.runtime import has_gpu
+
+        decodes_on_gpu(config.data, "cuda" if has_gpu() else "cpu")
+    if not flight.checkpoint:
+        from pipeline import network
+        from pipeline.preflight import num_classes
+
+        network.try_start(config.model, config.data, num_classes(config, flight.progress))
 
 
 if __name__ == "__main__":

@@ -59,8 +59,9 @@ def grow(model: VGG, state_dict: Mapping[str, torch.Tensor]) -> None:
     model.load_state_dict(own | {ours: given[theirs] for ours, theirs in names.items()}, strict=True)
 
 
-def to_torchvision(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
-    """The state dict of `model`, checked to fit torchvision's network `name` with the same number of classes.
+def to_torchvision(model: nn.Module, name: str, num_classes: int | None = None) -> dict[str, torch.Tensor]:
+    """The state dict of `model`, checked to fit torchvision's network `name` with `num_classes` (None: as many as the
+    last Linear has).
 
     Raises ValueError saying what differs, for example for alexnet_2012 as "alexnet" or for another width.
     """
@@ -70,7 +71,8 @@ def to_torchvision(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
     bare = _torchvision_name(name)
     # Shapes are enough, but constructors of torchvision's other families compute with values, which meta has not.
     with torch.device("meta" if bare in known_names() else "cpu"):
-        theirs = get_model(bare, weights=None, num_classes=own[head[0]].shape[0] if head else 1000)
+        count = num_classes or (own[head[0]].shape[0] if head else 1000)
+        theirs = get_model(bare, weights=None, num_classes=count)
     _require_same(theirs.state_dict(), own, head, wanted_by=f"torchvision's {bare}", given_by="this model")
     return own
 
@@ -130,7 +132,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     except OSError:
         raise
     except Exception as error:  # what is no torch file can make the reader raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__  # then comes bad advice
         raise ValueError(
             f"{path} is not a torch file of nothing but tensors, and code in it is not run; save "
             f"model.state_dict() alone, or as .safetensors ({reason})"

@@ -162,7 +162,8 @@ class Model(Section):
     init: Literal["kaiming", "glorot", "paper"] | None = None
     """VGG's initialisation; none: kaiming. The paper's own needs layers of a trained vgg11 to train from: grow_from."""
     weights: str | None = None
-    """Start from these weights: a .safetensors or torch file, a checkpoint folder, or `torchvision` (published)."""
+    """Start from these weights: a run folder (there the best checkpoint), a checkpoint folder, a .safetensors or torch
+    file, or `torchvision` (published)."""
     reset_head: bool = False
     """With `weights`: allow another number of classes, and start the last layer afresh."""
     grow_from: str | None = None

@@ -45,9 +45,8 @@ def check(config: Model, data: Data) -> None:
 
 def check_start(config: Model) -> None:
     """Refuse weights to start from that are not there, without importing torch."""
-    weights = config.weights
-    if weights and weights != "torchvision" and not Path(weights).exists():
-        raise UserError(f"model.weights={weights} does not exist. Give a file or a checkpoint's folder")
+    if config.weights and config.weights != "torchvision":
+        _file("model.weights", config.weights, "a run folder, a checkpoint's folder, or a file of weights")
     if config.grow_from:
         _file_to_grow_from(config)
 
@@ -66,7 +65,8 @@ def build(config: Model, data: Data, num_classes: int) -> "nn.Module":
 
 
 def start_from(network: "nn.Module", config: Model) -> None:
-    """Load `model.weights`: a file, a checkpoint folder, or torchvision's published ones. UserError if they misfit."""
+    """Load `model.weights`: a file, a run's or a checkpoint's folder, or torchvision's published ones. UserError if
+    they misfit."""
     from models.weights import load_weights, read_weights, torchvision_weights
 
     assert config.weights is not None
@@ -74,8 +74,7 @@ def start_from(network: "nn.Module", config: Model) -> None:
         if config.weights == "torchvision":
             state = torchvision_weights(config.name)
         else:
-            path = Path(config.weights)
-            state = read_weights(path / "model.safetensors" if path.is_dir() else path)
+            state = read_weights(_file("model.weights", config.weights, "a run folder or a file of weights"))
         load_weights(network, state, reset_head=config.reset_head)
     except (ValueError, OSError) as error:
         text = str(error).replace("reset_head=True", "model.reset_head=true")
@@ -113,13 +112,25 @@ def from_checkpoint(folder: Path, config: Model, data: Data, num_classes: int) -
 def _file_to_grow_from(config: Model) -> Path:
     """The file that `model.grow_from` means, of a run its best checkpoint's. UserError if it is not there."""
     assert config.grow_from is not None
-    path = Path(config.grow_from)
     wanted = f"a run folder of {GROWS_FROM[config.name]}, a checkpoint's folder, or a file of weights"
+    return _file("model.grow_from", config.grow_from, wanted)
+
+
+def _file(key: str, where: str, wanted: str) -> Path:
+    """The file that the config's `key` means by `where`: of a run its best checkpoint's, or its last one's."""
+    path = Path(where)
     if not path.exists():
-        raise UserError(f"model.grow_from={path} does not exist. Give {wanted}")
+        raise UserError(f"{key}={where} does not exist. Give {wanted}")
     if path.is_dir():
         try:
             path = checkpoint.find(path, "best" if checkpoint.latest(path, "best") else "latest") / checkpoint.WEIGHTS
         except UserError as error:
-            raise UserError(f"model.grow_from={config.grow_from}: {error}") from None
+            raise UserError(f"{key}={where}: {error}") from None
     return path
+
+
+def try_start(config: Model, data: Data, num_classes: int) -> None:
+    """Refuse weights to start from that do not fit, by loading them once."""
+    if config.weights or config.grow_from:
+        network = build(config, data, num_classes)
+        (start_from if config.weights else grow)(network, config)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from pipeline import checkpoint, engine, network, optim, optimizer_state
+from pipeline import checkpoint, engine, hints, network, optim, optimizer_state
 from pipeline import journal as keys
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, dump, resolved
@@ -57,7 +57,7 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> None:
     """Train from where the flight stands to the end of the config, or to a signal. Called by all ranks together."""
     run, index, progress = flight.run, flight.index, flight.progress
     _require_agreement(flight, runtime)
-    decodes_on_gpu(config.data, runtime.device)  # refuses a GPU that is not there
+    decodes_on_gpu(config.data, runtime.device.type)  # refuses a GPU that is not there
     order = order_of(index, config.data, config.train.global_batch, config.seed)
     length = length_of(config, order)
     stepper = _stepper(config, flight, runtime)
@@ -181,9 +181,9 @@ def _loop(
             return
         meter.skip_time()
     best = f", the best of step {progress.best_step} (--best)" if progress.best_step else ""
-    where = "" if flight.validation else " --data PACKED_SET"
+    where = [] if flight.validation else ["--data", "PACKED_SET"]
     journal.tell(f"done: {flight.run}, the last checkpoint of step {length.total}{best}")
-    journal.tell(f"score it with: python -m launch.evaluate {flight.run}{where}")
+    journal.tell(f"score it with: {hints.command('launch.evaluate', flight.run, *where)}")
 
 
 def take_step(

@@ -268,7 +268,7 @@ def test_starting_from_weights(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "No such file"),
+        (None, "does not exist. Give a run folder"),
         (b"nonsense", "is not a readable safetensors file"),
         ("3 classes", "has 3 classes, the model 5; model.reset_head=true keeps a fresh last layer"),
     ],
@@ -282,7 +282,7 @@ def test_weights_that_do_not_fit(tmp_path, content, reason):
     fresh = network.build(Model(**SMALL), Data(crop_px=64), 5)
     with pytest.raises(UserError) as caught:
         network.start_from(fresh, Model(**SMALL, weights=str(path)))
-    assert str(caught.value).startswith(f"model.weights={path}: ")
+    assert str(caught.value).startswith(f"model.weights={path}")
     assert reason in str(caught.value)
 
 

@@ -201,7 +201,7 @@ def _fetch(url: str, part: Path, size: int, sha256: str, patience: Patience) -> 
 def _wrong(how: str, sure_twice: bool = False) -> Failure:
     return Failure(
         f"the bytes there are not those of the manifest ({how})",
-        "Copy the shard there again, or if it was changed on purpose, index the set again: python -m launch.pack",
+        "Copy the shard there again, or if it was changed on purpose, index the set again with launch.pack",
         again=True,
         sure_twice=sure_twice,
     )

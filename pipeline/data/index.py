@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import hints
 from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
@@ -133,7 +134,7 @@ def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> I
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(folder)) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Make it again with: python -m launch.pack") from None
+        raise UserError(f"{path} is damaged ({error}). Make it again with launch.pack") from None
     if not num_samples:
         raise UserError(f"{folder} holds no samples: every shard is empty. Pack a folder that has images in it")
 
@@ -181,7 +182,7 @@ def _no_index(folder: Path) -> str:
         return f"{folder} holds several sets; name one of them: {', '.join(str(folder / name) for name in packed)}"
     return (
         f"{folder} has no {MANIFEST}, so it is no packed set, or its packing was interrupted. "
-        f"Pack photos into a new folder, or index existing shards, with: python -m launch.pack SOURCE OUT"
+        f"Pack photos into a new folder, or index existing shards: {hints.command('launch.pack', 'SOURCE', 'OUT')}"
     )
 
 

@@ -176,7 +176,7 @@ def _how(source: Source, data: Data, place: Place, device: torch.device) -> dict
     return {
         "decoder": Decoder(source.index.is_raw, data.decode_whole, data.hw_decoder_load),
         "device": device,
-        "on_gpu": decodes_on_gpu(data, device),
+        "on_gpu": decodes_on_gpu(data, device.type),
         "threads": data.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world),
         "prefetch": data.prefetch,
         "bad": source.bad,
@@ -195,8 +195,8 @@ def _labelled(
         source.close()
 
 
-def decodes_on_gpu(data: Data, device: torch.device) -> bool:
+def decodes_on_gpu(data: Data, device_type: str) -> bool:
     """Whether DALI decodes on the GPU. Raises UserError when the config wants one and there is none."""
-    if data.decoder == "gpu" and device.type != "cuda":
+    if data.decoder == "gpu" and device_type != "cuda":
         raise UserError("data.decoder=gpu, but this process has no GPU. Use data.decoder=auto or cpu")
-    return device.type == "cuda" and data.decoder != "cpu"
+    return device_type == "cuda" and data.decoder != "cpu"

@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from pipeline import hints
 from pipeline.data.index import COLUMNS, MANIFEST, OPTIONAL, QUARANTINE, file_sha256
 from pipeline.data.remote import AT_START, cannot_keep, download, read_bytes
 from pipeline.errors import UserError
@@ -28,7 +29,8 @@ def mirror(url: str, cache: Path | None) -> Path:
     manifest = read_bytes(f"{url}/{MANIFEST}", AT_START)
     if manifest is None:
         raise UserError(
-            f"{url} has no {MANIFEST}. Copy a packed set there as a whole, or index its shards: python -m launch.pack"
+            f"{url} has no {MANIFEST}. Copy a packed set there as a whole, or index its shards: "
+            + hints.command("launch.pack", "SHARDS", "OUT")
         )
     # A manifest has a folder of its own: jobs that have the columns of another one mapped keep them.
     folder = cache / "index" / hashlib.sha256(url.encode() + b"\0" + manifest).hexdigest()[:16]
@@ -59,7 +61,7 @@ def _fetch_columns(url: str, folder: Path, manifest: bytes) -> None:
     try:
         sums = json.loads(manifest)["columns"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{url}/{MANIFEST} is damaged ({error}). Make it again with: python -m launch.pack") from None
+        raise UserError(f"{url}/{MANIFEST} is damaged ({error}). Make it again with launch.pack") from None
     for name in [*COLUMNS, *(name for name in OPTIONAL if name in sums)]:
         path = folder / "index" / f"{name}.npy"
         download(f"{url}/index/{name}.npy", path, AT_START)

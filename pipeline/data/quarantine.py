@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline import hints
 from pipeline.data.index import QUARANTINE, Index
 from pipeline.errors import UserError
 from pipeline.locks import lock
@@ -132,7 +133,11 @@ class BadImages:
 
     def _refusal(self) -> str:
         where = self.run_file or self.index.folder / QUARANTINE
-        look = "where it was packed" if self.index.is_remote else f"with: python -m launch.lint {self.index.folder}"
+        look = (
+            "where it was packed"
+            if self.index.is_remote
+            else f"with: {hints.command('launch.lint', self.index.folder)}"
+        )
         return (
             f"{self.num_found} images of {self.index.shards_root} cannot be decoded, more than data.max_bad_images="
             f"{self.limit}: {where} lists them. Look at the set {look}; then mend it, or raise data.max_bad_images "

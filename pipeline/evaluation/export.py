@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from models.build import SETTINGS
+from models.weights import to_torchvision
 from pipeline.config import resolved
 from pipeline.data.index import file_sha256
 from pipeline.errors import UserError
@@ -26,8 +28,8 @@ KEPT = {
 }
 
 
-def export(one: Classifier, out: Path) -> Path:
-    """Write both, the weights first, each whole or not at all. Returns the JSON's path.
+def export(one: Classifier, out: Path) -> tuple[Path, str]:
+    """Write both, the weights first, each whole or not at all. Returns the JSON's path, and the Python that loads them.
 
     Raises UserError if a JSON lies there that is no export's.
     """
@@ -61,7 +63,31 @@ def export(one: Classifier, out: Path) -> Path:
     temporary = beside.with_name(f".{beside.name}.tmp")
     temporary.write_text(json.dumps(facts, indent=1) + "\n")
     os.replace(temporary, beside)
-    return beside
+    return beside, loading(one, out)
+
+
+def loading(one: Classifier, out: Path) -> str:
+    """Lines of Python that give the network its weights: with torchvision's constructor where that builds it."""
+    name = one.config.model.name.removeprefix("torchvision:")
+    try:
+        to_torchvision(one.network, one.config.model.name, one.num_outputs)
+        builds = [
+            "plain torch loads it:",
+            "    import safetensors.torch, torchvision",
+            f"    model = torchvision.models.{name}(num_classes={one.num_outputs})",
+        ]
+    except ValueError:
+        settings = dict(one.config.model.settings())
+        if one.config.model.name in SETTINGS or one.config.model.name.startswith("torchvision:"):
+            settings["image_px"] = one.config.data.crop_px
+        words = "".join(f", {key}={value!r}" for key, value in settings.items())
+        builds = [
+            "torchvision has no such network; these lines load it, in this project's folder:",
+            "    import safetensors.torch",
+            "    from models.build import build",
+            f"    model = build({one.config.model.name!r}, {one.num_outputs}{words})",
+        ]
+    return "\n".join([*builds, f"    model.load_state_dict(safetensors.torch.load_file({str(out)!r}))"])
 
 
 def _is_export(path: Path) -> bool:

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import hints
 from pipeline.data import index
 from pipeline.data.index import MANIFEST, Shard
 from pipeline.data.layout import WEBDATASET, Layout
@@ -67,7 +68,7 @@ def target(source: str) -> Target:
         return _packed(index.load(folder, verify=False))
     found = sources.find(source)
     if found.kind != sources.SHARDS:
-        raise UserError(f"{source} is {found.kind}, not shards. Pack it first: python -m launch.pack {source} OUT")
+        raise UserError(f"{source} is {found.kind}, not shards. Pack it first: {_pack(source)}")
     if len(found.files) > 1:
         name = next(iter(found.files))
         raise UserError(
@@ -76,8 +77,12 @@ def target(source: str) -> Target:
         )
     files = [file for listed in found.files.values() for file in listed]
     if found.compressed:
-        raise UserError(f"{source} is compressed. Pack it first, which unpacks it: python -m launch.pack {source} OUT")
+        raise UserError(f"{source} is compressed. Pack it first, which unpacks it: {_pack(source)}")
     return Target(found.root, [(file.name, found.root / file.name, None) for file in files], [], None, [])
+
+
+def _pack(source: str) -> str:
+    return hints.command("launch.pack", source, "OUT")
 
 
 def _packed(loaded: index.Index) -> Target:

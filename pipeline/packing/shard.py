@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline import hints
 from pipeline.data import index
 from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.remote import download
@@ -90,7 +91,7 @@ class ScanJob:
             record = _record(self.tar, self.name, [], None, self.layout, self.names)
         except UserError as error:
             all_of_them = (
-                "" if self.url or self.compressed else f" (all that is wrong: python -m launch.lint {self.tar})"
+                "" if self.url or self.compressed else f" (all that is wrong: {hints.command('launch.lint', self.tar)})"
             )
             called = self.url or str(self.compressed or self.tar)
             raise UserError(str(error).replace(str(self.tar), called) + all_of_them) from None

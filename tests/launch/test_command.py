@@ -26,13 +26,15 @@ def test_a_mistake_is_told_once_whichever_process_makes_it(tmp_path, ranks):
     script.write_text(MISTAKE.format(ranks=repr(ranks)))
     done = subprocess.run(
         [sys.executable, "-m", "launch.torchrun", "--standalone", "--nproc-per-node", "2", script],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2
+    assert done.stderr.endswith("error: shard-7.tar cannot be opened\n") or ranks == "1"  # then it says which rank
     assert done.stderr.count("error: shard-7.tar cannot be opened") == 1
+    assert [line for line in done.stderr.splitlines() if "/torch/" in line] == []
 
 
 def test_a_folder_that_cannot_be_made_is_no_traceback(tmp_path):
@@ -41,6 +43,19 @@ def test_a_folder_that_cannot_be_made_is_no_traceback(tmp_path):
     done = subprocess.run([*command, "--workers", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["pack", "lint", "train", "evaluate", "export", "bench", "draw", "torchrun", "network"]
+)
+def test_without_the_environment_each_command_says_one_line(name):
+    """-S leaves the installed packages out, as a Python beside the environment does."""
+    words = [sys.executable, "-S", "-m", f"launch.{name}", "x", "y"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {sys.executable} lacks numpy, ")
+    assert done.stderr.endswith("torch, yaml. Run make install, then .venv/bin/python\n")
 
 
 def test_a_package_that_is_missing_is_told_in_one_message(tmp_path):

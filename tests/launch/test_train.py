@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from launch import train as command
 from models.build import build
+from pipeline import hints
 from pipeline.config import load
 from tests.conftest import called, refused
 
@@ -115,7 +116,10 @@ def test_finished_run_says_so_and_what_next(trained):
     before = (run / "metrics.jsonl").read_bytes()
     ended = train(config)
     assert ended.returncode == 0
-    assert ended.stdout.startswith(f"{run} is finished: step 5 of 5. Score it with: python -m launch.evaluate {run}")
+    assert ended.stdout == (
+        f"{run} is finished: step 5 of 5. Train longer with train.epochs=..., anew with run=..., or score it with: "
+        f"{hints.command('launch.evaluate', run)}\n"
+    )
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -180,6 +184,29 @@ def test_check_names_the_checkpoint_to_go_on_from(trained):
     ended = train(trained[0], "train.epochs=3", "--check", "train.micro_batch=5")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.endswith("1 x 5 images x 2 a step, going on after step 5\n")
+
+
+def test_check_loads_the_weights_that_a_run_would_start_from(trained, config, tmp_path):
+    """Of a run folder its last checkpoint's; what does not fit is refused before anything starts."""
+    _, run, _ = trained
+    words = ["--check", "--processes", "1"]
+    ended = called(command.main, config, *words, f"model.weights={run}")
+    assert ended.returncode == 0, ended.stderr
+    told = refused(called(command.main, config, *words, f"model.weights={run}", "model.num_classes=7"))
+    assert f"model.weights={run}: the weights of the checkpoint do not fit the model" in told
+    assert "the checkpoint has 5 classes, the model 7; model.reset_head=true keeps a fresh last layer" in told
+    (tmp_path / "notes.pth").write_text("no weights")
+    told = refused(called(command.main, config, *words, f"model.weights={tmp_path / 'notes.pth'}"))
+    assert "is not a torch file" in told
+    assert "Re-running" not in told
+    told = refused(called(command.main, config, *words, f"model.weights={tmp_path}"))
+    assert f"model.weights={tmp_path}: {tmp_path} is neither a run nor a checkpoint" in told
+
+
+def test_check_refuses_a_gpu_that_is_not_there(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ended = called(command.main, config, "--check", "--processes", "1", "data.decoder=gpu")
+    assert "data.decoder=gpu, but this process has no GPU" in refused(ended)
 
 
 # Mistakes
