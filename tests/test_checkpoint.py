@@ -1,6 +1,7 @@
 """Checkpoints on a real disk with a real engine: whole or not there, pruned, refused by name when they are corrupt."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,25 @@ def test_interrupted_write_leaves_the_one_before(save, tmp_path, monkeypatch):
 
     save(2)
     assert folders(tmp_path / "run") == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("name", ["latest", "best"])
+def test_a_pointer_moves_only_when_its_folder_is_there(save, tmp_path, monkeypatch, name):
+    """The rename of the folder fails, as on a full disk: what was last, and best, is still so, and whole."""
+    before, real = save(1, best_step=1), os.replace
+
+    def full(source, target) -> None:
+        if Path(source).name == ".writing-step-00000002":
+            raise OSError("no space left on device")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="no space"):
+            save(2, best_step=2)
+    assert checkpoint.latest(tmp_path / "run", name) == before
+    assert checkpoint.read(before).step == 1
+    assert save(2, best_step=2) == checkpoint.latest(tmp_path / "run", name)
 
 
 def test_leftover_of_another_step_is_ignored_and_removed(save, tmp_path):

@@ -94,7 +94,7 @@ def validation_synsets(names: list[str], labels: Path | None, devkit: Path | Non
         return [given[stem] for stem in stems]
     if len(given) != len(names):
         raise UserError(f"{where} has {len(given)} labels, but there are {len(names)} validation images. {_LABEL_HELP}")
-    if not all(label.isdecimal() for label in given):
+    if not all(label.isascii() and label.isdecimal() for label in given):
         return given
     if devkit is None:
         raise UserError(

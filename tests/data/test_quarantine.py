@@ -115,6 +115,22 @@ def test_a_rotten_set_ends_the_run_and_its_restart(rotten, tmp_path):
     assert len(quarantine.read(tmp_path / "bad_images.tsv")) == 3
 
 
+@pytest.mark.parametrize(("limit", "ends"), [(3, False), (2, True)])
+def test_the_limit_itself_is_allowed(rotten, tmp_path, limit, ends):
+    """Three bad images, found one by one by a run, by its restart, and by an evaluation of a quarantined set."""
+    told: list[str] = []
+    bad = BadImages(load(rotten), limit, tmp_path, told.append)
+    for sample in BROKEN:
+        bad.add(np.array([sample]), ["torn"])
+    assert bool(told) == ends
+    for run in (tmp_path, None):
+        if ends:
+            with pytest.raises(UserError, match=rf"^3 images .*data\.max_bad_images={limit}:"):
+                BadImages(load(rotten), limit, run)
+        else:
+            assert BadImages(load(rotten), limit, run).num_found == 3
+
+
 @pytest.mark.parametrize("refuser", ["dali", "pillow"])
 def test_want_of_memory_is_no_images_fault(monkeypatch, refuser):
     from pipeline.data import dali, request

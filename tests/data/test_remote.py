@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data import remote
 from pipeline.data.remote import Patience, download, is_remote, read_bytes
 from pipeline.errors import UserError
 
@@ -121,6 +122,25 @@ def test_urls_are_remote(where):
 @pytest.mark.parametrize("where", ["/data/set", "data/set", "../set", "s3:/bucket", "./a://b", "://x", ""])
 def test_folders_are_not_remote(where):
     assert not is_remote(where)
+
+
+def test_pauses_grow_twofold(monkeypatch, capsys):
+    """1, 2, 4 s and so on, a quarter more or less, so that ranks that failed together do not come back together."""
+    pauses: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+
+    def fail() -> None:
+        raise TimeoutError
+
+    with pytest.raises(UserError, match="after 6 attempts"):
+        remote._tried("https://host/a.tar", fail, remote.Patience(attempts=6, wait_s=1.0))
+    assert len(pauses) == 5
+    for number, pause in enumerate(pauses):
+        assert 0.75 * 2**number <= pause <= 1.25 * 2**number
+    pauses.clear()
+    with pytest.raises(UserError):
+        remote._tried("https://host/a.tar", fail, remote.Patience(attempts=2, wait_s=1.0))
+    assert len(pauses) == 1
 
 
 def test_a_file_over_http(store, tmp_path):
