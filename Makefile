@@ -21,7 +21,7 @@ help:
 	@echo "make test     the fast tests: a few minutes on 2 CPU cores"
 	@echo "make check    format, lint, types, fast tests: before every commit"
 	@echo "make test-all fast and slow tests, what .ci/run runs: about 20 minutes"
-	@echo "make prove    long proofs, by hand before a release: a soak run of two ranks"
+	@echo "make prove    long proofs, by hand before a release: learning, a soak run, mutants (1 hour)"
 
 install: .venv/cuda$(CUDA)
 
@@ -35,7 +35,8 @@ test-all: .venv/installed-dev
 	PYTHON= $(BIN)/python -m pytest -m "not prove"
 
 prove: .venv/installed-dev
-	PYTHON= $(BIN)/python -m pytest -m prove
+	PYTHON= $(BIN)/python -m pytest -m prove -s
+	$(BIN)/python -m tests.mutation.sample
 
 check: .venv/installed-dev
 	$(BIN)/ruff format .

@@ -54,7 +54,7 @@ fi
 "$PYTHON" - "${CPU:-}" "$OUT/machine.json" <<'PY' || exit 2
 import importlib, json, sys
 missing = []
-for name in "torch torchvision nvidia.dali deepspeed webdataset pydantic yaml numpy PIL rich safetensors fsspec pytest hypothesis".split():
+for name in "torch torchvision nvidia.dali deepspeed webdataset pydantic yaml numpy PIL rich safetensors fsspec matplotlib pytest hypothesis".split():
     try:
         importlib.import_module(name)
     except ImportError as error:
