@@ -12,6 +12,7 @@ alone, may lie behind a URL: then the index is copied into the cache folder, and
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from operator import itemgetter
@@ -27,6 +28,7 @@ from pipeline.errors import UserError
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.tsv"
 VERSION = 2
+_SHA256 = re.compile("[0-9a-f]{64}")
 COLUMNS = {
     "shard": np.int32,  # row of `shards`
     "offset": np.int64,  # of the image's first byte in the shard, or of its first pixel
@@ -51,6 +53,18 @@ class Shard:
     sha256: str
     num_samples: int
     form: str = "encoded"
+
+    def __post_init__(self) -> None:
+        """A manifest may come from elsewhere, and paths are made of what it says. ValueError for what no shard is."""
+        parts = self.name.split("/") if isinstance(self.name, str) else []
+        if not parts or ".." in parts or "" in parts or not self.name.isprintable():
+            raise ValueError(f"{self.name!r} is no name of a shard below the set's folder")
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.name}: {self.sha256!r} is no SHA-256")
+        if any(type(number) is not int or number < 0 for number in (self.size, self.num_samples)):
+            raise ValueError(f"{self.name}: size {self.size!r} and num_samples {self.num_samples!r} must be numbers")
+        if self.form not in ("encoded", "raw"):
+            raise ValueError(f"{self.name}: form {self.form!r} must be encoded or raw")
 
 
 @dataclass(frozen=True)
@@ -158,9 +172,24 @@ def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> I
             f"{index.location(index.shard[sample])}: sample '{index.key_of(sample)}' has label "
             f"{index.label[sample]}, but the class list in {path} has {len(classes)} names"
         )
+    _check_places(index)
     if verify and not index.is_remote:
         _check_shards(index, path)
     return index
+
+
+def _check_places(index: Index) -> None:
+    """Raises UserError for a row that points outside its shard."""
+    num_shards, sizes = len(index.shards), np.array([shard.size for shard in index.shards], np.int64)
+    inside = (index.shard >= 0) & (index.shard < num_shards)
+    ends = index.offset + index.size
+    inside &= (index.offset >= 0) & (index.size > 0) & (ends <= sizes[np.where(inside, index.shard, 0)])
+    if not (inside & (index.height > 0) & (index.width > 0)).all():
+        row = int((inside & (index.height > 0) & (index.width > 0)).argmin())
+        raise UserError(
+            f"{index.folder / 'index'}: row {row} ('{index.key_of(row)}') points outside its shard, or has no size. "
+            f"The index is damaged: make it again with launch.pack"
+        )
 
 
 def _shards_root(home: str, root: str) -> str:

@@ -230,3 +230,43 @@ def test_a_name_that_is_no_utf8(tmp_path):
         tar.addfile(tarfile.TarInfo("caf\xe9.jpg"))
     with pytest.raises(UserError, match=r"is no UTF-8"):
         scan_shard(tmp_path / "a.tar")
+
+
+BAD_SHARDS = [
+    {"name": "../../home/user/.ssh/id"},
+    {"name": "/etc/passwd"},
+    {"name": "a//b.tar"},
+    {"name": "a\x00b.tar"},
+    {"name": ""},
+    {"name": 7},
+    {"sha256": "../../../home/user/photos"},
+    {"sha256": None},
+    {"size": -1},
+    {"size": 1.5},
+    {"num_samples": True},
+    {"form": "pickle"},
+]
+
+
+@pytest.mark.parametrize("change", BAD_SHARDS)
+def test_a_manifest_from_elsewhere_names_no_other_files(make_set, change):
+    """The cache makes file names of checksums and sizes, and removes them: none may lead out of its folder."""
+    folder = make_set("set", 5, num_shards=1)
+    manifest = json.loads((folder / index.MANIFEST).read_text())
+    manifest["shards"][0] |= change
+    (folder / index.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        index.load(folder, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("shard", 9), ("shard", -1), ("offset", -512), ("offset", 10**12), ("size", 0), ("height", 0)]
+)
+def test_a_row_that_points_outside_its_shard_is_named(make_set, column, value):
+    folder = make_set("set", 5, num_shards=1)
+    path = folder / "index" / f"{column}.npy"
+    values = np.load(path)
+    values[3] = value
+    np.save(path, values)
+    with pytest.raises(UserError, match=r"row 3 \('00003'\) points outside its shard"):
+        index.load(folder, verify=False)
