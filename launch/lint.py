@@ -82,7 +82,8 @@ def _report(linted: Any) -> None:
     if worst and KINDS[worst].severity == "error":
         print(f"next: {KINDS[worst].action}")
     elif linted.is_packed:
-        print(f"next: train on it: {shlex.quote('data.train=' + report['source'])}")
+        key = "data.validation" if Path(report["source"]).name == "validation" else "data.train"
+        print(f"next: train with it: {shlex.quote(key + '=' + report['source'])}")
     else:
         print(f"next: {hints.command('launch.pack', report['source'], 'OUT')}")
 

@@ -52,13 +52,12 @@ def settle(tree: Tree, path: str, before: Tree, words: Collection[str], tell: Ca
     Where words choose another kind, the file's keys of the old one are dropped, and `tell` is told. Raises UserError
     for an unread key that a person set.
     """
-    if READ_BY.keys() <= flat(before).keys():
-        return without(tree)  # stored by an earlier version, every key of it
-    unread, dropped = _unread(tree), []
-    for key in unread:
+    is_stored = READ_BY.keys() <= flat(before).keys()  # by an earlier version, every key of it
+    dropped = []
+    for key in _unread(tree):
         chooser, kinds = READ_BY[key]
         kind = _kind(tree, chooser)
-        if key not in words and kind != _kind(before, chooser):
+        if key not in words and (is_stored or kind != _kind(before, chooser)):
             dropped.append(key)
             continue
         where, value = ("command line" if key in words else path), flat(tree)[key]
@@ -66,7 +65,7 @@ def settle(tree: Tree, path: str, before: Tree, words: Collection[str], tell: Ca
             f"{where}: {key}={value} is read by {chooser}={' or '.join(kinds)} alone, and it is {kind}. Leave it out, "
             f"or set {chooser}={kinds[0]}"
         )
-    if dropped:
+    if dropped and not is_stored:
         chosen = ", ".join(dict.fromkeys(f"{READ_BY[key][0]}={_kind(tree, READ_BY[key][0])}" for key in dropped))
         tell(f"{chosen} does not read these keys of {path}, which are left out: {', '.join(dropped)}")
     return without(tree)

@@ -322,6 +322,7 @@ def test_what_is_stored_leaves_unread_keys_out_and_what_was_stored_before_is_rea
     told: list[str] = []
     assert load(STORED / "run-true" / "config.yaml", ["schedule.kind=cosine"], told.append).schedule.kind == "cosine"
     assert told == []
+    assert "schedule.power=3 is read by" in refused(STORED / "run-true" / "config.yaml", "schedule.power=3")
     recipe.write_text(config.dump(old))
     assert load(recipe) == old
 

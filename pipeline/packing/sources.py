@@ -113,7 +113,7 @@ def _find_in_folder(path: Path, split: str | None) -> Found:
         next_action = f"Put the images of each class into a folder of its own: {_LAYOUT}"
         above = Path(os.path.abspath(path)).parent
         if loose and len([folder for folder in _subfolders(above) if _holds_images(folder)]) > 1:
-            next_action = f"Was {above} meant, with {path.name} as one class of several? Else: {next_action}"
+            next_action = f"To pack it as one class of several, give {shlex.quote(str(above))}. {next_action}"
         raise UserError(f"{path} holds {what}. {next_action}")
 
     named = [folder for folder in folders if folder.name.lower() in SPLITS]
