@@ -227,7 +227,7 @@ def test_a_clean_set_is_clean(make_set, capsys):
     assert not (folder / index.QUARANTINE).exists()
     said = capsys.readouterr().out
     assert "CLEAN: 0 errors, 0 warnings in 12 images of 3 shards" in said
-    assert f"next: train on it: data.train={folder}" in said
+    assert f"next: train with it: data.train={folder}" in said
 
 
 def test_a_packed_set_is_held_against_its_index(make_set):
