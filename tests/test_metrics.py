@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
-from pipeline.metrics import Score, count, score
+from pipeline.metrics import Score, count, score, wilson
 
 
 def batch(rows: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,3 +84,13 @@ def test_score_of_counts():
     result = score(torch.tensor([8.0, 5.0, 7.0, 4.0], dtype=torch.float64))
     assert result == Score(seen=8, correct1=5, correct5=7, loss=0.5)
     assert (result.top1_error, result.top5_error) == (0.375, 0.125)
+
+
+@pytest.mark.parametrize(("wrong", "seen"), [(0, 15), (9, 15), (15, 15), (1, 3), (437, 1000), (21_000, 50_000)])
+def test_the_interval_is_scipys(wrong, seen):
+    wanted = binomtest(wrong, seen).proportion_ci(0.95, method="wilson")
+    assert wilson(wrong, seen) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+
+
+def test_nothing_seen_says_nothing():
+    assert wilson(0, 0) == (0.0, 1.0)

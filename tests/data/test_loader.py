@@ -237,3 +237,12 @@ def test_gpu_decoding_needs_a_gpu():
     assert not decodes_on_gpu(Data(), "cpu")
     assert decodes_on_gpu(Data(), "cuda")
     assert not decodes_on_gpu(Data(decoder="cpu"), "cuda")
+
+
+@pytest.mark.parametrize(("count", "world", "rows"), [(5, 1, 5), (5, 2, 3), (50, 1, 16), (17, 1, 16)])
+def test_evaluation_asks_for_no_more_rows_than_there_are(photos, count, world, rows):
+    """Of 16 at once at most; what pads the last batch is decoded too."""
+    place = Place(0, world, 0, world)
+    how = {"place": place, "device": CPU, "micro_batch": 16, "samples": np.arange(count)}
+    batches = list(eval_batches(load(photos), settings(), [Rendering(36)], **how))
+    assert [len(batch.ids) for batch in batches] == [rows] * -(-count // (rows * world))

@@ -208,3 +208,13 @@ def test_tabs_and_newlines_in_a_reason_stay_in_their_line(tmp_path):
 def test_a_negative_limit_is_refused():
     with pytest.raises(ValueError, match="max_bad_images"):
         Data(max_bad_images=-1)
+
+
+def test_an_entry_is_known_by_shard_and_key(tmp_path):
+    path = tmp_path / "quarantine.tsv"
+    first, same, other = Entry("a.tar", "k1", "torn"), Entry("a.tar", "k1", "grey"), Entry("a.tar", "k2", "torn")
+    elsewhere = Entry("b.tar", "k1", "torn")
+    assert quarantine.add(path, [first]) == [first]
+    assert quarantine.add(path, [same]) == []
+    assert quarantine.add(path, [same, other, elsewhere, other]) == [other, elsewhere]
+    assert quarantine.read(path) == [first, other, elsewhere]

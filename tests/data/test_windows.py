@@ -169,3 +169,20 @@ def test_inception_never_gives_an_empty_window(aspect):
     seen = windows.inception(heights, widths, np.arange(4), 0, 0, area=(0.08, 1.0), aspect=aspect)
     assert (seen.height >= 1).all()
     assert (seen.width >= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (30, 50, (0, 0, 30, 50)),
+        (10, 160, (0, 0, 10, 160)),
+        (10, 1000, (0, 420, 10, 160)),
+        (1000, 10, (420, 0, 160, 10)),
+        (1, 20_001, (0, 9992, 1, 16)),
+    ],
+)
+def test_evaluation_sees_the_whole_image_or_the_middle_of_a_line(height, width, expected):
+    seen = windows.whole(np.array([height], np.int32), np.array([width], np.int32))
+    assert (seen.top[0], seen.left[0], seen.height[0], seen.width[0]) == expected
+    assert not seen.flip.any()
+    assert not seen.colour.any()
