@@ -44,19 +44,20 @@ class Layout(NamedTuple):
 
     def read_label(self, content: bytes, names: dict[str, int] | None = None) -> int | str:
         """A class number, or a name that `names` does not have. Raises ValueError with the reason."""
-        extension, colon, field = self.label.partition(":")
-        value: Any = content.decode("utf-8", errors="strict").strip() if not colon else _field(content, field)
+        _, colon, field = self.label.partition(":")
+        value: Any = _field(content, field) if colon else _text(content)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
+        number = _DECIMAL.fullmatch(value) if isinstance(value, str) else None
+        if self.label == LABEL and not number:
+            raise ValueError(f"holds {_short(value)}, not a decimal class number")
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"holds {_short(value)}, neither a class number nor a class name")
         value = value.strip()
-        if extension != LABEL and names and value in names:
+        if self.label != LABEL and names and value in names:
             return names[value]
-        if number := _DECIMAL.fullmatch(value):
+        if number:
             return int(number[1])
-        if extension == LABEL and not colon:
-            raise ValueError(f"holds {_short(value)}, not a decimal class number")
         if names is not None:
             raise ValueError(f"holds the class {_short(value)}, which the class list lacks")
         return value
@@ -68,6 +69,13 @@ WEBDATASET = Layout()
 def numbers(classes: Sequence[str] | None) -> dict[str, int] | None:
     """The label of each class's name."""
     return None if classes is None else {name: label for label, name in enumerate(classes)}
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"holds {content[:40]!r}, which is no text") from None
 
 
 def _field(content: bytes, field: str) -> Any:

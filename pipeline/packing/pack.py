@@ -84,7 +84,8 @@ class Options:
             if self.image is None
             else tuple(name.strip(". ").lower() for name in self.image.split(","))
         )
-        return Layout(image, (self.label or WEBDATASET.label).lstrip("."), is_given=True)
+        extension, colon, field = (self.label or WEBDATASET.label).lstrip(".").partition(":")
+        return Layout(image, f"{extension.lower()}{colon}{field}", is_given=True)
 
 
 @contextmanager

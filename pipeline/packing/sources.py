@@ -308,12 +308,13 @@ def _in_class_tars(base: Path, by_set: dict[str, list[File]]) -> tuple[dict[str,
     aside: set[str] = set()
     for set_of_tar, listed in by_set.items():
         for tar in listed:
-            images = list(tars.images(base / tar.name))
+            images = list({image.name: image for image in tars.images(base / tar.name)}.values())  # the last one counts
             cut = 0
             if len({image.name.split("/")[0] for image in images}) == 1 and images[0].name.count("/") > 1:
                 top = images[0].name.split("/")[0]
                 cut = 0 if top.lower() in SPLITS else len(top) + 1  # one folder around all
-            has_sets = any(image.name[cut:].split("/")[0].lower() in SPLITS for image in images)
+            in_sets = [image.name[cut:] for image in images if image.name[cut:].split("/")[0].lower() in SPLITS]
+            has_sets = any(name.count("/") > 1 for name in in_sets)  # else train/ is a class, of vehicles
             for image in images:
                 head, _, rest = image.name[cut:].partition("/")
                 name = SPLITS.get(head.lower(), "") if has_sets else set_of_tar
@@ -321,7 +322,7 @@ def _in_class_tars(base: Path, by_set: dict[str, list[File]]) -> tuple[dict[str,
                 if not name or "/" not in within:
                     aside.add(head if not name else f"{head}/{within}")
                     continue
-                files.setdefault(name, []).append(File(f"{within}", image.size, image.offset, tar.name))
+                files.setdefault(name, []).append(File(within, image.size, image.offset, tar.name))
     if not files:
         raise UserError(f"{base}: its tars hold no image in a folder of a class. {_LAYOUT}")
     notes = (f"left aside, in no class folder: {', '.join(sorted(aside)[:5])}",) if aside else ()

@@ -19,7 +19,8 @@ from typing import IO, Any, NamedTuple
 
 from pipeline.errors import UserError
 
-PEEKED = 200  # members that tell what a tar holds
+PEEKED = 200  # files that tell what a tar holds
+MOST_MEMBERS = 20_000  # that are looked at for them: a tar may begin with its folders
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _IMAGE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|jfif)$", re.IGNORECASE)
 
@@ -57,7 +58,8 @@ def holds_class_folders(path: Path) -> bool:
     """Whether images lie in folders and no file beside one may be its label. An unreadable tar holds none."""
     try:
         with tarfile.open(path, "r:*") as tar:
-            names = [member.name for member in islice(tar, PEEKED) if member.isfile() and not _hidden(member.name)]
+            files = (member.name for member in islice(tar, MOST_MEMBERS) if member.isfile())
+            names = list(islice((name for name in files if not _hidden(name)), PEEKED))
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error):
         return False
     images = [name for name in names if _IMAGE.search(name)]

@@ -223,6 +223,36 @@ def test_tars_of_class_folders(tmp_path, top):
     assert "Unpack it and pack the folder" in refused(tmp_path / "photos.tar.gz", tmp_path / "o")
 
 
+def test_a_class_called_train_and_a_member_that_comes_twice(tmp_path):
+    """The later one counts, as for tar; hidden files of macOS are none."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, number in (
+            ("train/1.jpg", 3),
+            ("bus/2.jpg", 1),
+            ("._bus/x.jpg", 1),
+            ("bus/._2.jpg", 1),
+            ("train/1.jpg", 0),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(image(number))
+            tar.addfile(member, io.BytesIO(image(number)))
+    pack(tmp_path / "a.tar", tmp_path / "out")
+    found = index.load(tmp_path / "out" / "train")
+    assert found.classes == ("bus", "train")
+    pixels = [np.asarray(Image.open(io.BytesIO(bytes(Reader(found).read(np.array([row]))[0])))) for row in range(2)]
+    seen = {
+        found.label[row]: int(np.abs(COLOURS - pixels[row].mean(axis=(0, 1))).sum(axis=1).argmin()) for row in range(2)
+    }
+    assert seen == {0: 1, 1: 0}
+
+
+def test_a_label_that_is_no_text_is_shown(tmp_path):
+    write(tmp_path / "a.tar", [{"__key__": "k", "jpg": image(0), "label": b"\xff\x00"}])
+    assert r"'k.label' holds b'\xff\x00', which is no text" in refused(
+        tmp_path / "a.tar", tmp_path / "o", "--label", "label"
+    )
+
+
 def test_options_of_shards_are_refused_for_folders(tmp_path):
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "cat" / "1.jpg").write_bytes(image(0))
