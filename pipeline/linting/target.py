@@ -16,6 +16,7 @@ from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
 from pipeline.linting.examine import Job
 from pipeline.packing import sources
+from pipeline.packing.listing import SHARDS
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def target(source: str) -> Target:
     if (folder / MANIFEST).exists():
         return _packed(index.load(folder, verify=False))
     found = sources.find(source)
-    if found.kind != sources.SHARDS:
+    if found.kind != SHARDS:
         raise UserError(f"{source} is {found.kind}, not shards. Pack it first: {_pack(source)}")
     if len(found.files) > 1:
         name = next(iter(found.files))

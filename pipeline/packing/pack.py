@@ -14,78 +14,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.data import index, plausible
-from pipeline.data.layout import WEBDATASET, Layout, numbers
+from pipeline.data.layout import numbers
 from pipeline.errors import UserError
 from pipeline.packing import draft, sets, sources
+from pipeline.packing.labels import check_labels
+from pipeline.packing.listing import CLASS_FOLDERS, CLASS_TARS, SHARDS, SPLIT_FOLDERS, Found
+from pipeline.packing.options import QUALITY, SHARD_IMAGES, Options
 from pipeline.packing.photo import rgb_statistics
 from pipeline.packing.shard import PackJob, ScanJob, finished, read_record, work
 from pipeline.workers import run
 
 VERSION = 3
-SHARD_IMAGES = 1000
-QUALITY = 90
-FEW_CLASSES = 1000  # a few shards of ImageNet may have fewer samples than it has classes
 
 Job = PackJob | ScanJob
 Meter = Callable[[int, int, str], AbstractContextManager[Callable[[int], None]]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides the output besides SOURCE. None means the default, so that what was not asked for can be told."""
-
-    split: str | None = None  # set of files that do not say which one they are for
-    holdout: float | None = None  # share of the training images that goes to validation, 0..1
-    classes: Path | None = None
-    val_labels: Path | None = None
-    label: str | None = None  # of existing shards: the extension, or EXTENSION:FIELD, that holds the label
-    image: str | None = None  # of existing shards: the extensions that hold the image, with commas
-    seed: int = 0
-    shard_images: int | None = None
-    short_side: int | None = None  # pixels
-    quality: int | None = None  # of JPEG, 1..100
-    raw: int | None = None  # side in pixels of the square of raw pixels
-
-    def __post_init__(self) -> None:
-        if self.holdout is not None and not 0 < self.holdout < 1:
-            raise UserError(f"--holdout {self.holdout}: give the share to hold out, between 0 and 1, such as 0.1")
-        if self.shard_images is not None and self.shard_images < 1:
-            raise UserError(f"--shard-images {self.shard_images}: give 1 or more, such as {SHARD_IMAGES}")
-        if self.short_side is not None and self.short_side < 1:
-            raise UserError(f"--short-side {self.short_side}: give pixels, such as 512")
-        if self.raw is not None and self.raw < 1:
-            raise UserError(f"--raw {self.raw}: give pixels, such as 256")
-        if self.raw is not None and (self.short_side is not None or self.quality is not None):
-            raise UserError(
-                "--raw stores pixels of its own size: --short-side and --quality do nothing. Leave them out"
-            )
-        if any(
-            not name.strip(". ") for text in (self.label, self.image) if text is not None for name in text.split(",")
-        ):
-            raise UserError(
-                "--image and --label: give extensions without the dot, such as --image jpg,png --label json:label"
-            )
-        if self.quality is not None and (not 1 <= self.quality <= 100 or self.short_side is None):
-            raise UserError(
-                f"--quality {self.quality}: give 1..100, with --short-side; without it bytes stay as they are"
-            )
-
-    @property
-    def layout(self) -> Layout:
-        if self.label is None and self.image is None:
-            return WEBDATASET
-        image = (
-            WEBDATASET.image
-            if self.image is None
-            else tuple(name.strip(". ").lower() for name in self.image.split(","))
-        )
-        extension, colon, field = (self.label or WEBDATASET.label).lstrip(".").partition(":")
-        return Layout(image, f"{extension.lower()}{colon}{field}", is_given=True)
 
 
 @contextmanager
@@ -115,7 +62,7 @@ def pack(
         say(note)
     _check_options(found, options)
     target = Path(os.path.realpath(out))
-    if found.kind in (sources.CLASS_FOLDERS, sources.SPLIT_FOLDERS) and target.is_relative_to(found.root):
+    if found.kind in (CLASS_FOLDERS, SPLIT_FOLDERS) and target.is_relative_to(found.root):
         raise UserError(f"{out} lies inside {source}, where it would be taken for images. Give an OUT outside of it")
     classes = sets.read_classes(options.classes) if options.classes else None
     request = {
@@ -133,7 +80,7 @@ def pack(
             say(f"by an earlier version of this program, whose sets are still read. Remove {out} to pack it anew")
         return packed | {"doubts": _doubts(out, packed)}
     contents = None
-    if found.kind != sources.SHARDS:
+    if found.kind != SHARDS:
         contents = sets.arrange(found, classes, options.val_labels, options.holdout or 0.0, options.seed)
         classes = contents.classes
     with draft.draft(target, request, say) as part:
@@ -149,8 +96,8 @@ def _doubts(out: Path, packed: dict[str, Any]) -> list[str]:
     return plausible.doubts(loaded.get("train"), *(one for name, one in loaded.items() if name != "train"))
 
 
-def _check_options(found: sources.Found, options: Options) -> None:
-    if found.kind == sources.SHARDS:
+def _check_options(found: Found, options: Options) -> None:
+    if found.kind == SHARDS:
         for name in ("holdout", "shard_images", "short_side", "raw", "val_labels"):
             if getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
@@ -161,9 +108,7 @@ def _check_options(found: sources.Found, options: Options) -> None:
         raise UserError(
             f"--holdout takes from train for validation, but there is {', '.join(found.files)}. Leave it out"
         )
-    if options.val_labels and (
-        found.kind in (sources.CLASS_FOLDERS, sources.CLASS_TARS) or "validation" not in found.files
-    ):
+    if options.val_labels and (found.kind in (CLASS_FOLDERS, CLASS_TARS) or "validation" not in found.files):
         raise UserError("--val-labels is for ImageNet's validation images, and there are none. Leave it out")
 
 
@@ -178,7 +123,7 @@ def _recorded(options: Options, classes: list[str] | None) -> dict[str, Any]:
     return recorded
 
 
-def _pack_jobs(found: sources.Found, contents: sets.Sets, options: Options, part: Path) -> dict[str, list[Job]]:
+def _pack_jobs(found: Found, contents: sets.Sets, options: Options, part: Path) -> dict[str, list[Job]]:
     label_of = {name: label for label, name in enumerate(contents.classes)}
     jobs: dict[str, list[Job]] = {}
     for name, members in contents.sources.items():
@@ -203,7 +148,7 @@ def _pack_jobs(found: sources.Found, contents: sets.Sets, options: Options, part
     return jobs
 
 
-def _scan_jobs(found: sources.Found, classes: list[str] | None, options: Options, part: Path) -> dict[str, list[Job]]:
+def _scan_jobs(found: Found, classes: list[str] | None, options: Options, part: Path) -> dict[str, list[Job]]:
     records = part / draft.RECORDS
     jobs: dict[str, list[Job]] = {}
     for name, files in found.files.items():
@@ -250,7 +195,7 @@ def _run(jobs: list[Job], workers: int, say: Callable[[str], None], meter: Meter
 def _finish(
     part: Path,
     out: Path,
-    found: sources.Found,
+    found: Found,
     classes: list[str] | None,
     jobs: dict[str, list[Job]],
     options: Options,
@@ -266,13 +211,13 @@ def _finish(
         if not any(record.shard.num_samples for record in rows):
             raise UserError(f"the set '{name}' has no image left. {part / draft.REJECTED} says why. Mend its files")
     shards = {name: [(record.shard, record.columns) for record in rows] for name, rows in records.items()}
-    if found.kind == sources.SHARDS:
-        classes = _check_labels(found, shards, classes)
+    if found.kind == SHARDS:
+        classes = check_labels(found, shards, classes)
     assert classes is not None
     rgb = rgb_statistics([record.sums for record in records.get("train", []) if record.sums])
     for name, indexed in shards.items():
         shards_root = "."
-        if found.kind == sources.SHARDS and not found.compressed:
+        if found.kind == SHARDS and not found.compressed:
             shards_root = found.url or os.path.relpath(found.root, out / name)
         index.write(part / name, indexed, classes, shards_root, rgb, options.layout)
     return {
@@ -288,50 +233,3 @@ def _finish(
 
 def _one_line(name: str) -> str:
     return name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-
-
-def _check_labels(found: sources.Found, shards: dict[str, list], classes: list[str] | None) -> list[str]:
-    """The class list of existing shards, with every label in it; without one, the labels are the names. Labels that are
-    names become numbers here, in the order of the alphabet."""
-    if not classes:
-        classes = _number_names(found, shards)
-    labels = [
-        (label, f"{found.url or found.root}/{shard.name}", key)
-        for rows in shards.values()
-        for shard, columns in rows
-        for label, key in zip(columns["label"], columns["key"], strict=True)
-    ]
-    num_classes = len(classes) if classes else max(labels)[0] + 1
-    if not classes and num_classes > max(len(labels), FEW_CLASSES):
-        label, path, key = max(labels)
-        raise UserError(
-            f"{path}: sample '{key.decode()}' has label {label}, but there are only {len(labels)} samples. Mend it, or "
-            f"give the list of classes with --classes"
-        )
-    for label, path, key in labels:
-        if not 0 <= label < num_classes:
-            raise UserError(
-                f"{path}: sample '{key.decode()}' has label {label}, outside 0..{num_classes - 1}. "
-                f"Give the right list with --classes, or mend the shard"
-            )
-    return classes or [str(label) for label in range(num_classes)]
-
-
-def _number_names(found: sources.Found, shards: dict[str, list]) -> list[str] | None:
-    """The class list of labels that are names, which become its numbers; None if all are numbers already."""
-    columns = [columns for rows in shards.values() for _, columns in rows]
-    kinds = {type(label) for one in columns for label in one["label"]}
-    if str not in kinds:
-        return None
-    if int in kinds:
-        name, number = (next(x for one in columns for x in one["label"] if isinstance(x, kind)) for kind in (str, int))
-        raise UserError(
-            f"{found.url or found.root}: some labels are names ('{name}'), others numbers ({number}). Give the list of "
-            f"classes with --classes"
-        )
-    classes = sorted({label for one in columns for label in one["label"]})
-    known = numbers(classes)
-    assert known is not None
-    for one in columns:
-        one["label"] = [known[label] for label in one["label"]]
-    return classes

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from pipeline.data.index import MANIFEST
 from pipeline.errors import UserError
-from pipeline.packing import imagenet, sources
+from pipeline.packing import imagenet
+from pipeline.packing.listing import ARCHIVES, CLASS_TARS, SPLIT_FOLDERS, File, Found
 
 
 class Source(NamedTuple):
@@ -74,7 +75,7 @@ def _digest(text: str) -> bytes:
 
 
 def arrange(
-    found: sources.Found,
+    found: Found,
     classes: list[str] | None = None,
     val_labels: Path | None = None,
     holdout: float = 0.0,
@@ -85,9 +86,9 @@ def arrange(
     `holdout` moves that share of each class's training images, in 0..1, to validation. Raises UserError: a class that
     the list or training lacks, validation images without labels, a set left without images.
     """
-    if found.kind == sources.CLASS_TARS:
+    if found.kind == CLASS_TARS:
         by_set, implied = {name: list(_from_tars(listed)) for name, listed in found.files.items()}, None
-    elif found.kind == sources.ARCHIVES:
+    elif found.kind == ARCHIVES:
         by_set, implied = _from_archives(found, val_labels)
     else:
         by_set = {name: list(_from_folders(found, name, val_labels)) for name in found.files}
@@ -138,8 +139,8 @@ def _check_classes(name: str, members: list[Source], classes: list[str]) -> None
         )
 
 
-def _from_folders(found: sources.Found, name: str, val_labels: Path | None) -> Iterator[Source]:
-    depth = 1 if found.kind == sources.SPLIT_FOLDERS else 0
+def _from_folders(found: Found, name: str, val_labels: Path | None) -> Iterator[Source]:
+    depth = 1 if found.kind == SPLIT_FOLDERS else 0
     files = found.files[name]
     if depth and all(file.name.count("/") == 1 for file in files):  # Kaggle's val: images without class folders
         if val_labels is None:
@@ -158,13 +159,13 @@ def _from_folders(found: sources.Found, name: str, val_labels: Path | None) -> I
         yield Source(file.name, file.name, 0, file.size, one_spelling(file.name.split("/")[depth]))
 
 
-def _from_tars(listed: list[sources.File]) -> Iterator[Source]:
+def _from_tars(listed: list[File]) -> Iterator[Source]:
     for file in listed:
         name = f"{file.tar}/{file.name}"
         yield Source(name, file.tar, file.offset, file.size, one_spelling(file.name.split("/")[0]))
 
 
-def _from_archives(found: sources.Found, val_labels: Path | None) -> tuple[dict[str, list[Source]], list[str] | None]:
+def _from_archives(found: Found, val_labels: Path | None) -> tuple[dict[str, list[Source]], list[str] | None]:
     devkit = found.root / imagenet.DEVKIT if "devkit" in found.files else None
     by_set: dict[str, list[Source]] = {}
     if "train" in found.files:

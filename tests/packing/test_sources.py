@@ -12,6 +12,7 @@ from pipeline.data import index
 from pipeline.errors import UserError
 from pipeline.packing import imagenet, sets, sources
 from pipeline.packing import pack as packing
+from pipeline.packing.listing import ARCHIVES, CLASS_FOLDERS, SHARDS, SPLIT_FOLDERS, File, Found
 
 SYNSETS = ["n01440764", "n01443537", "n01484850"]
 ILSVRC_NUMBER = {"n01440764": 3, "n01443537": 1, "n01484850": 2}  # on purpose not the sorted order
@@ -77,7 +78,7 @@ def refused(source, match: str, split=None, **options) -> None:
         sets.arrange(sources.find(str(source), split), **options)
 
 
-def names(found: sources.Found, split: str) -> list[str]:
+def names(found: Found, split: str) -> list[str]:
     return [file.name for file in found.files[split]]
 
 
@@ -85,7 +86,7 @@ class TestFolders:
     def test_class_folders(self, tmp_path):
         fill(tmp_path, "dog/1.jpg", "cat/b.jpg", "cat/a.jpg", "cat/deep/c.jpg", "dog/.DS_Store", "__MACOSX/dog/x.jpg")
         found = sources.find(str(tmp_path))
-        assert found.kind == sources.CLASS_FOLDERS
+        assert found.kind == CLASS_FOLDERS
         assert names(found, "train") == ["cat/a.jpg", "cat/b.jpg", "cat/deep/c.jpg", "dog/1.jpg"]
         arranged = sets.arrange(found)
         assert arranged.classes == ["cat", "dog"]
@@ -97,14 +98,14 @@ class TestFolders:
             tmp_path, "training/cat/1.jpg", "training/dog/1.jpg", f"{folder}/dog/2.jpg", "test/cat/3.jpg", "misc/a.jpg"
         )
         found = sources.find(str(tmp_path))
-        assert found.kind == sources.SPLIT_FOLDERS
+        assert found.kind == SPLIT_FOLDERS
         assert list(found.files) == ["train", "validation", "test"]
         assert found.notes == ("left aside, no name of a set: misc",)
         assert sets.arrange(found).sources["validation"][0].class_name == "dog"
 
     def test_class_named_like_a_split(self, tmp_path):
         found = sources.find(str(fill(tmp_path, "bus/1.jpg", "train/2.jpg")))
-        assert found.kind == sources.CLASS_FOLDERS
+        assert found.kind == CLASS_FOLDERS
 
     def test_split_option_names_the_set(self, tmp_path):
         fill(tmp_path, "cat/1.jpg")
@@ -118,7 +119,7 @@ class TestFolders:
         (tmp_path / "elsewhere/up").symlink_to(tmp_path / "photos/cat")
         (tmp_path / "photos/cat/broken.jpg").symlink_to("nowhere")
         found = sources.find(str(tmp_path / "photos"))
-        assert found.files["train"][0] == sources.File("cat/broken.jpg", -1)
+        assert found.files["train"][0] == File("cat/broken.jpg", -1)
         assert names(found, "train")[1:] == ["cat/link/1.jpg"]
 
     def test_images_outside_class_folders_are_mentioned(self, tmp_path):
@@ -262,7 +263,7 @@ class TestSets:
 class TestImageNet:
     def test_archives(self, tmp_path):
         found = sources.find(str(mini_imagenet(tmp_path)))
-        assert found.kind == sources.ARCHIVES
+        assert found.kind == ARCHIVES
         arranged = sets.arrange(found)
         assert arranged.classes == SYNSETS
         assert len(arranged.sources["train"]) == 12
@@ -368,7 +369,7 @@ class TestShards:
         ):
             (tmp_path / name).write_bytes(shard)
         found = sources.find(str(tmp_path))
-        assert found.kind == sources.SHARDS
+        assert found.kind == SHARDS
         assert list(found.files) == ["train", "validation"]
         assert names(found, "train") == ["imagenet1k-train-0000.tar", "imagenet1k-train-0001.tar"]
         only = sources.find(str(tmp_path / "*-train-*.tar"))
@@ -389,7 +390,7 @@ class TestShards:
 
     def test_class_folders_beside_tars_win(self, tmp_path, shard):
         (tmp_path / "download.tar").write_bytes(shard)
-        assert sources.find(str(fill(tmp_path, "cat/1.jpg"))).kind == sources.CLASS_FOLDERS
+        assert sources.find(str(fill(tmp_path, "cat/1.jpg"))).kind == CLASS_FOLDERS
 
     def test_refusals(self, tmp_path, shard):
         (tmp_path / "train-0.tar").write_bytes(shard)
