@@ -39,7 +39,7 @@ class Flight:
 def prepare(config: Config, world: int, verify: bool = True) -> Flight:
     """Check everything that the config names. Raises UserError with the file or key, the value and the next action.
 
-    `verify` looks at every shard and checksum; one process a machine is enough for that.
+    `verify` looks at every shard and checksum, and for doubts; one process a machine is enough for that.
     """
     if config.run is None:
         raise UserError("run is not set: give the run folder, for example run=runs/first")
@@ -89,7 +89,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
     home = next(parent for parent in (config.run, *config.run.absolute().parents) if parent.exists())
     if not os.access(home, os.W_OK | os.X_OK):
         raise UserError(f"run={config.run} cannot be written: {home} does not allow it. Give another run folder")
-    doubts = tuple(plausible.doubts(index, *([validation] if validation else [])))
+    doubts = tuple(plausible.doubts(index, *([validation] if validation else []))) if verify else ()
     folder = checkpoint.latest(config.run)
     if folder is None:
         network.check_start(config.model)
