@@ -7,7 +7,6 @@ import bz2
 import gzip
 import lzma
 import os
-import re
 import shlex
 import shutil
 import tarfile
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pipeline.errors import UserError
+from pipeline.packing.folders import IMAGE_NAME
 
 PEEKED = 200  # files that tell what a tar holds
 MOST_MEMBERS = 20_000  # that are looked at for them: a tar may begin with its folders
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-_IMAGE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|jfif)$", re.IGNORECASE)
 
 
 class Image(NamedTuple):
@@ -62,9 +61,9 @@ def holds_class_folders(path: Path) -> bool:
             names = list(islice((name for name in files if not _hidden(name)), PEEKED))
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error):
         return False
-    images = [name for name in names if _IMAGE.search(name)]
-    keys = {name[: _IMAGE.search(name).start()] for name in images}  # type: ignore[union-attr]
-    labels = any(name.rpartition(".")[0] in keys for name in names if not _IMAGE.search(name))
+    images = [name for name in names if IMAGE_NAME.search(name)]
+    keys = {name.rpartition(".")[0] for name in images}
+    labels = any(name.rpartition(".")[0] in keys for name in names if not IMAGE_NAME.search(name))
     return bool(images) and not labels and all(name.removeprefix("./").count("/") for name in images)
 
 
