@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument("config", help="a YAML file, for example configs/alexnet.yaml")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to it, for example optimizer.lr=0.02"
+        "overrides", nargs="*", default=[], metavar="key=value", help="changes to it, for example optimizer.lr=0.02"
     )
     parser.add_argument("--check", action="store_true", help="only check everything; exit code 2 if something is wrong")
     parser.add_argument("--processes", type=int, default=None, help="with --check: how many processes will be started")

@@ -202,7 +202,8 @@ def _shards_root(home: str, root: str) -> str:
 def _no_index(folder: Path) -> str:
     if not folder.exists():
         return (
-            f"{folder} does not exist. Give the folder of a packed set (it holds {MANIFEST}), or pack one: launch.pack"
+            f"{folder} does not exist. Give the folder of a packed set (it holds {MANIFEST}), or pack one: "
+            + hints.command("launch.pack", "SOURCE", "OUT")
         )
     if not folder.is_dir():
         return f"{folder} is a file. Give the folder of a packed set (it holds {MANIFEST}); launch.pack indexes a .tar"

@@ -229,6 +229,12 @@ def test_mistake_in_words(config, words, reason):
     assert reason in refused(called(command.main, config, *words))
 
 
+def test_only_the_config_is_required():
+    ended = python("-m", "launch.train")
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("error: the following arguments are required: config\n")
+
+
 def test_missing_config_file(tmp_path):
     assert f"{tmp_path}/none.yaml: there is no such config file" in refused(train(tmp_path / "none.yaml"))
 
