@@ -144,7 +144,7 @@ def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> I
         classes = tuple(manifest["classes"])
         num_samples, root = manifest["num_samples"], manifest["shards_root"]
         given = manifest.get("layout")
-        layout = Layout(tuple(given["image"]), given["label"], is_given=True) if given else WEBDATASET
+        layout = Layout(tuple(given["image"]), given["label"], tuple(given["suffixes"])) if given else WEBDATASET
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(folder)) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -288,7 +288,7 @@ def write(
         "version": VERSION,
         "num_samples": sum(counts),
         "shards_root": shards_root,
-        "layout": {"image": layout.image, "label": layout.label} if layout.is_given else None,
+        "layout": layout._asdict() if layout != WEBDATASET else None,
         "rgb": rgb,
         "columns": {name: file_sha256(folder / "index" / f"{name}.npy") for name in dtypes},
         "shards": [asdict(shard) for shard, _ in shards],

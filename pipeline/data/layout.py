@@ -6,7 +6,7 @@ takes the layout from --image and --label and stores it in the manifest, for who
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -17,30 +17,37 @@ _DECIMAL = re.compile(r"\s*(-?[0-9]+)\s*", re.ASCII)  # int() takes 1_0 and digi
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _LABEL_FIELDS = ("label", "cls", "class", "target", "class_id", "label_id", "category", "class_name", "fine_label")
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP", b"BM": "BMP"}
+SHORT = 60  # letters of a file that a message shows
 SHOWN = 6  # files of a sample that a message shows
 
 
 class Layout(NamedTuple):
     """`image`: the extensions that an image may have. `label`: an extension, or EXTENSION:FIELD of a JSON file, where
-    dots lead into what is nested. `is_given`: by the user, whose extensions then end names that have other dots."""
+    dots lead into what is nested. `suffixes`: the extensions that were named, which end a key whatever dots are in
+    it."""
 
     image: tuple[str, ...] = (*IMAGE_EXTENSIONS, RAW_EXTENSION)
     label: str = LABEL
-    is_given: bool = False
+    suffixes: tuple[str, ...] = ()
 
     @property
     def label_extension(self) -> str:
         return self.label.partition(":")[0]
 
-    def split(self, name: str) -> tuple[str, str] | None:
-        """(key, extension in lower case) of a member; None if its name has no dot."""
-        if self.is_given:
-            lower, start = name.lower(), name.rfind("/") + 1
-            for extension in sorted({*self.image, self.label_extension}, key=len, reverse=True):
-                if lower.endswith(f".{extension}") and len(name) - start > len(extension) + 1:
-                    return name[: -len(extension) - 1], extension
+    def split(self, name: str, current: str | None = None) -> tuple[str, str] | None:
+        """(key, extension in lower case) of a member, after one of the key `current`; None if its name has no dot."""
+        lower, start = name.lower(), name.rfind("/") + 1
+        for extension in sorted(self.suffixes, key=len, reverse=True):
+            if lower.endswith(f".{extension}") and len(name) - start > len(extension) + 1:
+                return name[: -len(extension) - 1], extension
+        if self.suffixes and current and name.startswith(f"{current}."):
+            return current, lower[len(current) + 1 :]
         found = _KEY_AND_EXTENSION.fullmatch(name)
         return (found[1], found[2].lower()) if found else None
+
+    def is_sample(self, extensions: Iterable[str]) -> bool:
+        """Whether these files may be one: where extensions were named, those without any of them are left aside."""
+        return not self.suffixes or any(name in (*self.image, self.label_extension) for name in extensions)
 
     def read_label(self, content: bytes, names: dict[str, int] | None = None) -> int | str:
         """A class number, or a name that `names` does not have. Raises ValueError with the reason."""
@@ -85,8 +92,8 @@ def _field(content: bytes, field: str) -> Any:
         raise ValueError(f"is no JSON ({error})") from None
     for part in field.split("."):
         if not isinstance(value, dict) or part not in value:
-            there = ", ".join(value) if isinstance(value, dict) else _short(value)
-            raise ValueError(f"has no field {field}, only {there[:200]}")
+            there = (", ".join(value)[:200] or "an empty object") if isinstance(value, dict) else _short(value)
+            raise ValueError(f"has no field {field}, only {there}")
         value = value[part]
     return value
 
@@ -108,9 +115,16 @@ def _content(content: bytes) -> str:
     if magic:
         return f"({magic})"
     try:
-        return " ".join(content[:200].decode().split())[:60] or "(empty)"
+        text = " ".join(content.decode(errors="strict").split())
     except UnicodeDecodeError:
         return f"({len(content):,} bytes)"
+    if len(text) <= SHORT:
+        return text or "(empty)"
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    return f"(fields {', '.join(facts)})"[:300] if isinstance(facts, dict) else text[: SHORT - 3] + "..."
 
 
 def _advice(files: dict[str, bytes]) -> str:

@@ -66,11 +66,12 @@ def _samples(tar: tarfile.TarFile, path: Path, problem: Problem, layout: Layout)
     seen: set[str] = set()
     key: str | None = None
     components: Components = {}
+    is_begun = False  # whether a file of this key may make it a sample
     for member in tar:
         if not member.name.isprintable():
             problem(path, "", "name", f"the name {member.name!r} is no UTF-8, or not printable. Make this shard again")
             continue
-        found = layout.split(member.name)
+        found = layout.split(member.name, key)
         if not member.isfile() or not found:
             continue
         its_key, extension = found
@@ -78,22 +79,20 @@ def _samples(tar: tarfile.TarFile, path: Path, problem: Problem, layout: Layout)
             problem(path, its_key, "sparse", f"'{member.name}' is stored with holes. Make this shard without tar -S")
             continue
         if its_key != key:
-            if components:
+            if components and layout.is_sample(components):
                 yield str(key), components
-            key, components = its_key, {}
+            key, components, is_begun = its_key, {}, False
+        if not is_begun and layout.is_sample([extension]):
+            is_begun = True
             if its_key in seen:
-                problem(
-                    path,
-                    its_key,
-                    "duplicate",
-                    f"the key '{key}' comes twice. Keys must be unique, a key's files together",
-                )
+                twice = f"the key '{key}' comes twice. Keys must be unique, a key's files together"
+                problem(path, its_key, "duplicate", twice)
             seen.add(its_key)
         if extension in components:
             problem(path, its_key, "duplicate", f"'{member.name}' comes twice. Make this shard again")
             continue
         components[extension] = (member.offset_data, member.size)
-    if components:
+    if components and layout.is_sample(components):
         yield str(key), components
 
 

@@ -60,4 +60,6 @@ class Options:
             else tuple(name.strip(". ").lower() for name in self.image.split(","))
         )
         extension, colon, field = (self.label or WEBDATASET.label).lstrip(".").partition(":")
-        return Layout(image, f"{extension.lower()}{colon}{field}", is_given=True)
+        extension = extension.lower()
+        suffixes = (*(image if self.image is not None else ()), extension)
+        return Layout(image, f"{extension}{colon}{field}", suffixes)

@@ -91,7 +91,9 @@ class ScanJob:
             record = _record(self.tar, self.name, [], None, self.layout, self.names)
         except UserError as error:
             all_of_them = (
-                "" if self.url or self.compressed else f" (all that is wrong: {hints.command('launch.lint', self.tar)})"
+                ""
+                if self.url or self.compressed or self.layout != WEBDATASET
+                else f" (all that is wrong: {hints.command('launch.lint', self.tar)})"
             )
             called = self.url or str(self.compressed or self.tar)
             raise UserError(str(error).replace(str(self.tar), called) + all_of_them) from None

@@ -14,14 +14,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.packing.folders import IMAGE_NAME
 
 PEEKED = 200  # files that tell what a tar holds
 MOST_MEMBERS = 20_000  # that are looked at for them: a tar may begin with its folders
-_OPENERS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_OPENERS: dict[bytes, Callable[[Path, str], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 class Image(NamedTuple):
@@ -32,7 +32,7 @@ class Image(NamedTuple):
     size: int
 
 
-def opener(path: Path) -> Callable[[Path], IO[bytes]] | None:
+def opener(path: Path) -> Callable[[Path, str], Any] | None:
     """What reads a compressed file, told from its first bytes; None if it is not compressed."""
     with open(path, "rb") as file:
         start = file.read(6)
@@ -42,13 +42,15 @@ def opener(path: Path) -> Callable[[Path], IO[bytes]] | None:
 
 
 def unpack(compressed: Path, tar: Path) -> None:
-    """Write what `compressed` holds to `tar`, which appears when it is whole. Raises UserError for a damaged file."""
-    temporary, reads = tar.with_name(f"{tar.name}.tmp"), opener(compressed)
-    assert reads is not None
+    """Write what `compressed` holds (itself, if it is not) to `tar`, which appears when it is whole. Raises UserError
+    for a damaged file."""
+    temporary, reads = tar.with_name(f"{tar.name}.tmp"), opener(compressed) or Path.open
     try:
-        with reads(compressed) as stream, open(temporary, "wb") as file:
+        with reads(compressed, "rb") as stream, open(temporary, "wb") as file:
             shutil.copyfileobj(stream, file, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, ValueError) as error:
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # a full disk, and the like; gzip and bz2 raise it without a number for bad data
         raise UserError(f"{compressed} is damaged: {error}. Fetch it again") from None
     os.replace(temporary, tar)
 

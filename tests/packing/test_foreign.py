@@ -74,6 +74,7 @@ LAYOUTS = {
     "img": (lambda n: {"img": image(n), "label": str(n % 5).encode()}, "label", "img"),
     "text": (lambda n: {"png": image(n), "txt": NAMES[n % 5], "cls": 0}, "txt", "jpg,png"),
     "segmented": (lambda n: {"jpg": image(n), "seg.png": b"mask", "txt": f" {n % 5}\n"}, "txt", "jpg"),
+    "only the label": (lambda n: {"jpg": image(n), "seg.png": b"mask", "json": {"label": n % 5}}, "json:label", None),
 }
 
 
@@ -91,7 +92,8 @@ def test_untouched_shards_are_indexed_linted_and_read(tmp_path, monkeypatch, lay
     pack("hf/data/train-{00000..00002}.tar", "out", *words)
     assert [path.read_bytes() for path in shards] == before
     found = check_colours(Path("out/train"), 18, NAMES if named else ("0", "1", "2", "3", "4"))
-    assert found.layout == Layout(tuple((images or "jpg,jpeg,png,webp,npy").split(",")), label or "cls", is_given=True)
+    suffixes = (*(images.split(",") if images else []), (label or "cls").partition(":")[0])
+    assert found.layout == Layout(tuple((images or "jpg,jpeg,png,webp,npy").split(",")), label or "cls", suffixes)
     assert list(found.classes) == (sorted(NAMES) if named else ["0", "1", "2", "3", "4"])
     assert lint.main(["out/train", "--workers", "1"]) == lint.CLEAN  # which reads the labels from the tars again
     report = json.loads(Path("out/train/lint.json").read_text())
@@ -198,6 +200,37 @@ def test_compressed_shards_are_unpacked_into_the_set(tmp_path, ending, squeeze):
     (tmp_path / f"train-1.{ending}").write_bytes(squeeze(plain.read_bytes())[:-40])
     assert "train-1" in (told := refused(tmp_path / f"train-1.{ending}", tmp_path / "o"))
     assert "is damaged" in told
+    (tmp_path / "train-0.tar").write_bytes(plain.read_bytes())  # beside a compressed one
+    (tmp_path / f"train-1.{ending}").write_bytes(squeeze((tmp_path / "plain" / "0.tar").read_bytes()))
+    (tmp_path / f"train-0.{ending}").unlink()
+    pack(tmp_path / "train-*.t*", tmp_path / "mixed")
+    check_colours(tmp_path / "mixed" / "train", 10)
+
+
+def test_dotted_keys_with_other_files(tmp_path):
+    """A caption before the image, one behind it, and files of no sample."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for n in range(10):
+            files = {"caption": b"c", "jpg": image(n), "json": json.dumps({"label": n % 5}).encode(), "txt": b"t"}
+            for extension, content in files.items():
+                member = tarfile.TarInfo(f"a.{n}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        tar.addfile(tarfile.TarInfo("README.md"))
+    pack(tmp_path / "a.tar", tmp_path / "out", "--image", "jpg", "--label", "json:label")
+    assert check_colours(tmp_path / "out" / "train", 10).key_of(9) == "a.9"
+    assert lint.main([str(tmp_path / "out" / "train"), "--workers", "1"]) == lint.CLEAN
+
+
+def test_the_fields_of_a_long_json_are_listed(tmp_path):
+    facts = {"caption": 80 * "x", "url": "https://host/1.jpg", "species": "cat"}
+    write(tmp_path / "a.tar", [{"__key__": "k", "jpg": image(0), "json": facts, "txt": 80 * "x"}])
+    told = refused(tmp_path / "a.tar", tmp_path / "out")
+    assert ".json (fields caption, url, species)" in told
+    assert "--label json:FIELD" in told
+    told = refused(tmp_path / "a.tar", tmp_path / "out", "--label", "json:label")
+    assert "has no field label, only caption, url, species" in told
+    assert "launch.lint" not in told  # which would know no layout
 
 
 def test_a_shard_that_braces_name_must_be_there(tmp_path):
