@@ -51,15 +51,18 @@ def check_start(config: Model) -> None:
         _file_to_grow_from(config)
 
 
+def settings(config: Model, data: Data) -> dict[str, Any]:
+    """What `models.build.build` is called with beside name and classes, for images of data.crop_px."""
+    knows_px = config.name in SETTINGS or config.name.startswith("torchvision:")
+    return config.settings() | ({"image_px": data.crop_px} if knows_px else {})
+
+
 def build(config: Model, data: Data, num_classes: int) -> "nn.Module":
     """The network with fresh weights, for images of data.crop_px."""
     from models.build import build as build_model
 
-    settings: dict[str, Any] = config.settings()
-    if config.name in SETTINGS or config.name.startswith("torchvision:"):
-        settings["image_px"] = data.crop_px
     try:
-        return build_model(config.name, num_classes, **settings)
+        return build_model(config.name, num_classes, **settings(config, data))
     except ValueError as error:
         raise UserError(f"model.name={config.name}, data.crop_px={data.crop_px}: {error}") from None
 

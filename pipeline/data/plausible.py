@@ -4,6 +4,8 @@ In: loaded indexes. Out: sentences, each with what to do next. Packing, `launch.
 lint has findings of its own about the same.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.data.index import Index
@@ -19,30 +21,30 @@ def doubts(train: Index | None, *others: Index) -> list[str]:
     return found
 
 
-def counts(index: Index) -> np.ndarray:
-    """Images of each class, int64 [classes]."""
-    return np.bincount(index.label, minlength=len(index.classes))
+def from_one(num_classes: int, empty: Sequence[int], names: Sequence[str] | None) -> bool:
+    """Whether labels seem to count from 1: of several classes without names, 0 alone has no image."""
+    return num_classes > 2 and list(empty) == [0] and (names is None or names[0] == "0")
 
 
-def from_one(of_label: np.ndarray) -> bool:
-    """Whether labels seem to count from 1: class 0 alone, of several, has no image."""
-    return len(of_label) > 2 and of_label[0] == 0 and bool(of_label[1:].all())
+def _empty(index: Index) -> np.ndarray:
+    """The classes without an image."""
+    return np.flatnonzero(np.bincount(index.label, minlength=len(index.classes)) == 0)
 
 
 def _of_labels(index: Index) -> list[str]:
-    of_label = counts(index)
-    if len(of_label) == 1:
+    most = len(index.classes) - 1
+    if not most:
         return [f"{index.folder} has one class alone, '{index.classes[0]}': nothing can be learnt. Pack it with others"]
-    if from_one(of_label) and index.classes[0] == "0":
+    if from_one(most + 1, _empty(index).tolist(), index.classes):
         return [
-            f"{index.folder}: no image has label 0, but all of 1..{len(of_label) - 1} are there: do these labels count "
-            f"from 1? The network gets an output for class 0 too. Write labels from 0 and pack again"
+            f"{index.folder}: no image has label 0, but all of 1..{most} are there: do these labels count from 1? The "
+            f"network gets an output for class 0 too. Write labels from 0 and pack again"
         ]
     return _of_absence(index)
 
 
 def _of_absence(index: Index) -> list[str]:
-    empty = np.flatnonzero(counts(index) == 0)
+    empty = _empty(index)
     if not len(empty):
         return []
     names = ", ".join(f"'{index.classes[label]}'" for label in empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")

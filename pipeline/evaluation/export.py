@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from models.build import SETTINGS
 from models.weights import to_torchvision
+from pipeline import network
 from pipeline.config import resolved
 from pipeline.data.index import file_sha256
 from pipeline.errors import UserError
@@ -77,9 +77,7 @@ def loading(one: Classifier, out: Path) -> str:
             f"    model = torchvision.models.{name}(num_classes={one.num_outputs})",
         ]
     except ValueError:
-        settings = dict(one.config.model.settings())
-        if one.config.model.name in SETTINGS or one.config.model.name.startswith("torchvision:"):
-            settings["image_px"] = one.config.data.crop_px
+        settings = network.settings(one.config.model, one.config.data)
         words = "".join(f", {key}={value!r}" for key, value in settings.items())
         builds = [
             "torchvision has no such network; these lines load it, in this project's folder:",

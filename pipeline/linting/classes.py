@@ -6,6 +6,7 @@ In: counts by label, the class list if there is one. Out: figures for lint.json,
 from itertools import islice
 from typing import Any
 
+from pipeline.data.plausible import from_one
 from pipeline.linting.findings import Findings
 
 FEW_CLASSES = 1000  # a few shards of ImageNet may have fewer samples than it has classes
@@ -20,10 +21,9 @@ def balance(counts: dict[int, int], classes: tuple[str, ...] | None, findings: F
     if classes is None and num_classes > max(num_images, FEW_CLASSES):
         findings.add("label", "", "", f"the largest label is {max(counts)}, but there are only {num_images} images")
         num_classes, num_empty = len(counts), 0
-    unnamed = classes is None or classes[0] == "0"
     if num_images and num_classes == 1:
         findings.add("one_class", "", "", "every image is of one class")
-    elif unnamed and num_classes > 2 and num_empty == 1 and 0 not in counts:
+    elif num_empty == 1 and 0 not in counts and from_one(num_classes, [0], classes):
         findings.add("from_one", "", "", f"no image has label 0, all of 1..{num_classes - 1} are there")
     empty = (label for label in range(num_classes) if label not in counts) if num_empty else ()
     for label in islice(empty, findings.listed):

@@ -4,7 +4,6 @@ In: a job. Out: a record (JSON: counts, findings, statistics) and the digests of
 which `repeats.py` knows what comes twice in a set.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.index import Shard
+from pipeline.data.index import Shard, digest
 from pipeline.data.layout import WEBDATASET, Layout, numbers
 from pipeline.data.scan import Components, scan_shard
 from pipeline.errors import UserError
@@ -92,15 +91,15 @@ class _Shard:
 def work(job: Job) -> None:
     """Look at the shard and leave its record. Raises UserError when there is no room for it."""
     shard = _Shard(job)
-    digests = np.zeros((0, 2), np.uint64)
     try:
         _scan(shard)
-        digests = _look_at_images(shard)
+        _look_at_images(shard)
     except OSError as error:
         shard.is_whole = False
+        shard.columns = {}  # of what was not looked at to the end nothing is said
         shard.say("unreadable", "", f"cannot be read: {error.strerror or error}")
     shard.advance(sys.maxsize)
-    keys = shard.columns.get("key", []) if len(digests) else []
+    keys = shard.columns.get("key", [])
     good = [row not in shard.bad for row in range(len(keys))]
     record = {
         "num_images": len(keys),
@@ -114,11 +113,11 @@ def work(job: Job) -> None:
         "form": shard.form if keys else None,
     }
     arrays: dict[str, Any] = {
-        name: np.array(shard.columns.get(name, [])[: len(keys)], np.int64)
-        for name in ("label", "offset", "size", "height", "width")
+        name: np.array(shard.columns.get(name, []), np.int64) for name in ("label", "offset", "size", "height", "width")
     }
-    arrays |= {"key": np.array(keys, np.bytes_), "key_digest": _stack([_digest(key) for key in keys])}
-    arrays |= {"digest": digests, "good": np.array(good, bool), "raw": np.full(len(keys), shard.form == "raw")}
+    arrays |= {"key": np.array(keys, np.bytes_), "key_digest": np.array([digest(key) for key in keys], np.uint64)}
+    arrays |= {"digest": np.array(shard.columns.get("digest", []), np.uint64)}
+    arrays |= {"good": np.array(good, bool), "raw": np.full(len(keys), shard.form == "raw")}
     try:
         job.record.with_suffix(".json").write_text(json.dumps(record))
         np.savez(job.record.with_suffix(".npz"), **arrays)
@@ -141,18 +140,18 @@ def _scan(shard: _Shard) -> None:
     if not found.num_samples and shard.is_whole:
         shard.say("empty_shard", "", "holds no sample with image and label")
     for row, label in enumerate(shard.columns["label"]):
-        key, last = shard.key(row), len(job.classes or range(sys.maxsize)) - 1
+        key, last = shard.key(row), len(job.classes) - 1 if job.classes else sys.maxsize
+        holds = f"'{key}.{job.layout.label_extension}' holds {label}"
         if label < 0:
-            shard.say("label", key, f"'{key}.cls' holds {label}. Labels count from 0")
+            shard.say("label", key, f"{holds}. Labels count from 0")
         elif label > last:
-            shard.say("label", key, f"'{key}.cls' holds {label}, but the class list ends at {last}")
+            shard.say("label", key, f"{holds}, but the class list ends at {last}")
         else:
             shard.counts["labels"][label] += 1
 
 
-def _look_at_images(shard: _Shard) -> np.ndarray:
-    """Decode all images as training does; returns their digests [n, 2]."""
-    digests: list[bytes] = []
+def _look_at_images(shard: _Shard) -> None:
+    """Decode all images as training does."""
 
     def on_bad(rows: np.ndarray, reasons: list[str]) -> None:
         for row, reason in zip(rows.tolist(), reasons, strict=True):
@@ -162,7 +161,7 @@ def _look_at_images(shard: _Shard) -> np.ndarray:
             shard.say("undecodable", key, f"sample '{key}': {reason}")
 
     with open(shard.job.tar, "rb") as file, quiet():
-        stored = _stored(shard, file, digests)
+        stored = _stored(shard, file)
         for row, pixels, encoded in raw_pixels(stored) if shard.form == "raw" else decoded(stored, on_bad):
             if row not in shard.bad and is_constant(pixels):
                 key, colour = shard.key(row), pixels[0, 0].tolist()
@@ -171,15 +170,13 @@ def _look_at_images(shard: _Shard) -> np.ndarray:
                 shard.say("decoders_differ", shard.key(row), f"sample '{shard.key(row)}' {told}")
             end = shard.columns["offset"][row] + shard.columns["size"][row]
             shard.advance(row + 1 if shard.job.by_image else end >> 20)
-    return _stack(digests)
 
 
-def _stored(shard: _Shard, file: io.BufferedReader, digests: list[bytes]) -> Iterator[Stored]:
+def _stored(shard: _Shard, file: io.BufferedReader) -> Iterator[Stored]:
     """All images in turn, with what their headers tell taken down."""
     columns, counts = shard.columns, shard.counts
     for row, (offset, size) in enumerate(zip(columns["offset"], columns["size"], strict=True)):
         stored = Stored(row, os.pread(file.fileno(), size, offset), columns["height"][row], columns["width"][row])
-        digests.append(_digest(stored.content))
         key = shard.key(row)
         sizes.add(shard.sizes, shard.job.name, key, stored.height, stored.width)
         oddities = list(of_size(stored.height, stored.width))
@@ -193,11 +190,3 @@ def _stored(shard: _Shard, file: io.BufferedReader, digests: list[bytes]) -> Ite
         for kind, text in oddities:
             shard.say(kind, key, f"sample '{key}' {text}")
         yield stored
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _stack(digests: list[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)

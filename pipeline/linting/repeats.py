@@ -1,6 +1,6 @@
 """What comes twice: keys in two shards of a set, images with the same bytes in one set or in two.
 
-In: the digests that `examine.py` left for each shard. Out: findings. 1.28 M images take 60 MB.
+In: the digests that `examine.py` left for each shard. Out: findings. 1.28 M images take 40 MB.
 """
 
 from collections.abc import Iterator
@@ -35,11 +35,10 @@ class Digests:
         counts = [len(part["key_digest"]) for part in parts]
         self._first = np.cumsum([0, *counts])
         self._shard = np.repeat(np.arange(len(names)), counts)
-        none = np.zeros((0, 2), np.uint64)
-        empty: dict[str, np.ndarray] = {"key_digest": none, "digest": none}
-        empty |= {"label": np.zeros(0, np.int64), "good": np.zeros(0, bool)}
+        dtypes = {"key_digest": np.uint64, "digest": np.uint64, "label": np.int64, "good": bool}
         self._column = {
-            column: np.concatenate([none, *(part[column] for part in parts)]) for column, none in empty.items()
+            column: np.concatenate([np.zeros(0, dtype), *(part[column] for part in parts)])
+            for column, dtype in dtypes.items()
         }
 
     def _load(self, number: int) -> dict[str, np.ndarray]:
@@ -115,9 +114,8 @@ class Digests:
 
 def _groups(digests: np.ndarray, rows: np.ndarray) -> Iterator[list[int]]:
     """Rows whose digests are equal, each group and the groups among each other in the order of rows."""
-    order = rows[np.lexsort((rows, digests[rows, 0], digests[rows, 1]))]
-    is_same = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
-    same = np.flatnonzero(is_same)
+    order = rows[np.argsort(digests[rows], kind="stable")]
+    same = np.flatnonzero(digests[order[1:]] == digests[order[:-1]])
     starts = same[np.r_[True, np.diff(same) > 1]] if len(same) else same
     ends = same[np.r_[np.diff(same) > 1, True]] + 2 if len(same) else same
     yield from sorted(order[start:end].tolist() for start, end in zip(starts, ends, strict=True))
