@@ -86,8 +86,9 @@ def main() -> None:
             predictions.write(outcomes, index, shown, words.save_predictions)
             print(f"  predictions {words.save_predictions}")
         out.parent.mkdir(parents=True, exist_ok=True)
+        replaced = ", in place of the one before (--out keeps both)" if out.exists() else ""
         report.write(result, out)
-        print(f"  written     {out}")
+        print(f"  written     {out}{replaced}")
         _show(result, out.with_suffix(".png"), home, other_set)
 
     _score(found, outputs[0], index, finish)

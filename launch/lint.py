@@ -79,13 +79,18 @@ def _report(linted: Any) -> None:
         print(f"{linted.num_forgotten:,} entries that are fine now were removed from {folder / QUARANTINE}")
     print(f"page: {folder / PAGE}")
     worst = next(iter(report["kinds"]), None)
-    if worst and KINDS[worst].severity == "error":
+    severity = KINDS[worst].severity if worst else ""
+    if worst and severity != "info":
         print(f"next: {KINDS[worst].action}")
-    elif linted.is_packed:
+    if severity == "error":
+        return
+    if linted.is_packed:
         key = "data.validation" if Path(report["source"]).name == "validation" else "data.train"
-        print(f"next: train with it: {shlex.quote(key + '=' + report['source'])}")
+        print(
+            f"{'then' if severity == 'warning' else 'next'}: train with it: {shlex.quote(key + '=' + report['source'])}"
+        )
     else:
-        print(f"next: {hints.command('launch.pack', report['source'], 'OUT')}")
+        print(f"{'then' if severity == 'warning' else 'next'}: {hints.command('launch.pack', report['source'], 'OUT')}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ done
 network=$("$PYTHON" -m launch.network)
 eval "$network" # exports the interface, this machine's address, and whether it hosts the rendezvous
 "$PYTHON" -m launch.train "$@" --check --processes $(( NODES * NPROC ))
+case " $* " in *" --check "*) exit ;; esac
 exec "$PYTHON" -m launch.torchrun \
   --nnodes "$NODES" --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-0}" \
   --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:${MASTER_PORT:-29400}" --rdzv-id "${JOB_ID:-tencrop}" \

@@ -12,4 +12,5 @@ set -euo pipefail
 
 case " $* " in *" -h "* | *" --help "*) exec "$PYTHON" -m launch.train --help ;; esac
 "$PYTHON" -m launch.train "$@" --check --processes "$NPROC"
+case " $* " in *" --check "*) exit ;; esac
 exec "$PYTHON" -m launch.torchrun --standalone --nproc-per-node "$NPROC" -m launch.train "$@"

@@ -5,6 +5,7 @@ In: a config and the number of processes. Out: a `Flight`, all that training nee
 
 import math
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
         raise UserError(
             f"data.validation={config.data.validation} has another class list than data.train={config.data.train} "
             f"({len(validation.classes)} and {len(index.classes)} classes). Pack both in one command, or the second "
-            f"with --classes {config.data.train}"
+            f"with {shlex.join(['--classes', config.data.train])}"
         )
     if config.model.num_classes is not None and config.model.num_classes < len(index.classes):
         raise UserError(

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from operator import itemgetter
@@ -209,7 +210,8 @@ def _no_index(folder: Path) -> str:
         return f"{folder} is a file. Give the folder of a packed set (it holds {MANIFEST}); launch.pack indexes a .tar"
     packed = sorted(child.name for child in folder.iterdir() if (child / MANIFEST).exists())
     if packed:
-        return f"{folder} holds several sets; name one of them: {', '.join(str(folder / name) for name in packed)}"
+        named = ", ".join(shlex.quote(str(folder / name)) for name in packed)
+        return f"{folder} holds several sets; name one of them: {named}"
     return (
         f"{folder} has no {MANIFEST}, so it is no packed set, or its packing was interrupted. "
         f"Pack photos into a new folder, or index existing shards: {hints.command('launch.pack', 'SOURCE', 'OUT')}"

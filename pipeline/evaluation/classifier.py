@@ -11,6 +11,7 @@ Out: a `Classifier`, on the CPU. Weights are read without running what is in the
 """
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ from pipeline.evaluation.published import torchvision_entries
 from pipeline.locks import lock
 
 CHANGEABLE = ("data", "evaluation", "wandb", "tracking", "train.precision")  # settings that may differ from training's
+# Keys of these that training alone reads.
+OF_TRAINING = (
+    *("data.train", "data.area", "data.aspect", "data.pca", "data.pca_std", "data.shuffle", "data.window_shards"),
+    "evaluation.every_epochs",
+)
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 EXPORTED_BY = "exported_by"  # the key that an export's JSON is known by
 
 
@@ -125,8 +132,14 @@ def _export(path: Path, changes: list[str]) -> Classifier:
         sha256 = facts["weights_sha256"]
         step, epoch, _ = int(facts["step"]), float(facts["epoch"]), facts[EXPORTED_BY]
     except FileNotFoundError:
+        if path.suffix not in WEIGHT_FILES:
+            raise UserError(
+                f"{path} is no file of weights ({', '.join(WEIGHT_FILES)}). Give a run folder, a checkpoint's folder, "
+                f"or what launch.export wrote"
+            ) from None
+        named = shlex.quote(f"torchvision:alexnet={path}")
         raise UserError(
-            f"{path} has no {beside.name} beside it, so its network is not known. Name it: torchvision:alexnet={path}"
+            f"{path} has no {beside.name} beside it, so its network is not known. Name it, for example: {named}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{beside} was not written by launch.export, or is damaged ({error!r})") from None
@@ -186,6 +199,8 @@ def _config(tree: dict[str, Any], changes: list[str], source: str, changeable: t
         key = word.partition("=")[0]
         if not any(key == one or key.startswith(f"{one}.") for one in changeable):
             raise UserError(f"{word}: {source} can be scored with other {', '.join(changeable)}, but not with this")
+        if key in OF_TRAINING:
+            raise UserError(f"{word}: training alone reads {key}. Leave it out")
         apply(tree, word)
     return parse(tree, source)
 

@@ -73,19 +73,19 @@ def loading(one: Classifier, out: Path) -> str:
         to_torchvision(one.network, one.config.model.name, one.num_outputs)
         builds = [
             "plain torch loads it:",
-            "    import safetensors.torch, torchvision",
-            f"    model = torchvision.models.{name}(num_classes={one.num_outputs})",
+            "import safetensors.torch, torchvision",
+            f"model = torchvision.models.{name}(num_classes={one.num_outputs})",
         ]
     except ValueError:
         settings = network.settings(one.config.model, one.config.data)
         words = "".join(f", {key}={value!r}" for key, value in settings.items())
         builds = [
             "torchvision has no such network; these lines load it, in this project's folder:",
-            "    import safetensors.torch",
-            "    from models.build import build",
-            f"    model = build({one.config.model.name!r}, {one.num_outputs}{words})",
+            "import safetensors.torch",
+            "from models.build import build",
+            f"model = build({one.config.model.name!r}, {one.num_outputs}{words})",
         ]
-    return "\n".join([*builds, f"    model.load_state_dict(safetensors.torch.load_file({str(out)!r}))"])
+    return "\n".join([*builds, f"model.load_state_dict(safetensors.torch.load_file({str(out)!r}))"])
 
 
 def _is_export(path: Path) -> bool:

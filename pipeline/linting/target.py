@@ -3,6 +3,7 @@
 In: SHARDS as the user gives it. Out: a `Target`: the shards in order, and what the index promises of them.
 """
 
+import glob
 import json
 import os
 from dataclasses import dataclass
@@ -67,6 +68,10 @@ def target(source: str) -> Target:
     folder = Path(source)
     if (folder / MANIFEST).exists():
         return _packed(index.load(folder, verify=False))
+    if not folder.exists() and not glob.has_magic(source) and "{" not in source:
+        raise UserError(
+            f"{source} does not exist. Give a packed set's folder, a folder of .tar shards, a .tar or a glob"
+        )
     found = sources.find(source)
     if found.kind != SHARDS:
         raise UserError(f"{source} is {found.kind}, not shards. Pack it first: {_pack(source)}")

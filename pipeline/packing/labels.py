@@ -32,7 +32,11 @@ def check_labels(found: Found, shards: dict[str, list], classes: list[str] | Non
         if not 0 <= label < num_classes:
             raise UserError(
                 f"{path}: sample '{key.decode()}' has label {label}, outside 0..{num_classes - 1}. "
-                f"Give the right list with --classes, or mend the shard"
+                + (
+                    "Do these labels count from 1? Write them from 0, or give a list that begins with a class for 0"
+                    if label == num_classes and not any(one == 0 for one, *_ in labels)
+                    else "Give the right list with --classes, or mend the shard"
+                )
             )
     return classes or [str(label) for label in range(num_classes)]
 

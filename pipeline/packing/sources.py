@@ -12,6 +12,7 @@ import os
 import shlex
 from pathlib import Path
 
+from pipeline.data.index import MANIFEST
 from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
 from pipeline.packing import imagenet
@@ -62,6 +63,8 @@ def _find_in_folder(path: Path, split: str | None) -> Found:
     packed = _packed_files(path) or [tar for folder in folders for tar in _packed_files(folder)]
     if packed and not any(holds_images(folder) for folder in folders):
         return shards(packed, split, path)
+    if inside := next(path.glob(f"*/*/{MANIFEST}"), None):
+        raise UserError(f"{path} holds a packed set, {inside.parent}. Train on that, or give the photos it was made of")
     if not folders:
         loose = sum(1 for entry in os.scandir(path) if IMAGE_NAME.search(entry.name))
         what = f"{loose} images but no class folders" if loose else "no class folders and no .tar shards"

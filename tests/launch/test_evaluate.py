@@ -174,6 +174,8 @@ def test_ensemble_of_a_run_a_checkpoint_and_an_export(run, copied, tmp_path):
         ),
         (["data.resize_px=40"], "data.crop_px=64 must not be more than data.resize_px=40"),
         (["model.width=2"], "can be scored with other data, evaluation, wandb, tracking, train.precision, but not"),
+        (["data.area=0.1,1"], "data.area=0.1,1: training alone reads data.area"),
+        (["README.md"], "README.md is no file of weights (.safetensors, .pth, .pt, .bin, .tar)"),
         (["data.sclae=2"], "data.sclae=2: data.sclae is no known key"),
         (["nowhere"], "nowhere does not exist. Give a run folder, a checkpoint, an exported .safetensors file"),
         (["torchvision:alexnet=x.pth"], "torchvision:alexnet=x.pth: there is no file x.pth"),

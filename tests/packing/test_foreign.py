@@ -115,6 +115,14 @@ def test_names_take_the_numbers_of_a_class_list(tmp_path):
     )
 
 
+def test_labels_that_count_from_one_are_told_with_a_class_list_too(tmp_path):
+    write(tmp_path / "a.tar", [{"__key__": f"k{n}", "jpg": image(n), "cls": n + 1} for n in range(5)])
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    assert "Do these labels count from 1?" in refused(
+        tmp_path / "a.tar", tmp_path / "out", "--classes", tmp_path / "names.txt"
+    )
+
+
 def test_keys_with_dots(tmp_path):
     """By WebDataset's rule all of it is one sample; --image and --label say where a key ends."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:

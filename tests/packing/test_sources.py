@@ -141,6 +141,7 @@ class TestFolders:
             (("things/hat/1.jpg", "things/shoe/2.jpg", "readme/a.txt"), "", r"alone, things.* \(hat, shoe\).*/things$"),
             (("train/all/hat/1.jpg", "val/all/hat/2.jpg"), "", r"train holds .* up: mv .*/train/all/\* .*/train$"),
             (("images/1.jpg", "images/2.jpg", "labels.csv"), "", r"folder, images, beside labels.csv.*/cat/1.jpg$"),
+            (("old/train/manifest.json", "old/train/a/1.jpg"), "", r"holds a packed set, .*/old/train\. "),
             (("cat/1.jpg", "dog/2.jpg"), "cat", r"To pack it as one class of several, give .*"),
         ],
     )  # fmt: skip
