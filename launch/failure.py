@@ -45,7 +45,18 @@ def leave(error: Exception, mistake: str | None) -> None:
         trace = words if mistake else "".join(traceback.format_exception(error)).strip()
         facts: dict[str, Any] = {"timestamp": str(int(time.time())), "py_callstack": trace}  # torch reads these two
         facts |= {"at": time.time(), "lost_peer": lost_peer, "told": told}
-        Path(file).write_text(json.dumps({"message": {"message": words, "extraInfo": facts}}))
+        _write(Path(file), json.dumps({"message": {"message": words, "extraInfo": facts}}))
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all: torch's agent ends in a traceback of its own on half a file, which a rank leaves that is
+    killed while it writes. On a full disk there is none; the words were said on the terminal."""
+    half = file.with_name(f"{file.name}.half")
+    try:
+        half.write_text(text)
+        half.replace(file)
+    except OSError:
+        half.unlink(missing_ok=True)
 
 
 def read(file: Path, code: int, rank: int, final: bool) -> Failure:
