@@ -2,8 +2,11 @@
 
 When a rank fails, the others wait for it in a collective, in C, where Python handles no SIGTERM. torch's own agent
 kills those of its machine after 30 s and tells no other machine. This one kills them after `GRACE_S`, and the first
-failure goes to all agents through the rendezvous store. A requested stop, a signal to the agent, still leaves the ranks
-`STOP_S` to write their checkpoint.
+failure goes to all agents through the rendezvous store.
+
+A requested stop, a signal to an agent or to a rank, leaves the ranks `STOP_S` to agree on a step and write their
+checkpoint; each then ends with a code of `STOPPED`, each agent with the same code, and nothing starts again. A rank
+that a signal ends before that has no such code.
 """
 
 import json
@@ -11,15 +14,16 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from launch.failure import Failure, cause_first, read
+from pipeline.runtime import STOP_SIGNALS
 
 STOP_S = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110"))  # from a requested stop to SIGKILL
 GRACE_S = 4  # from SIGTERM to SIGKILL once a rank has failed
@@ -27,8 +31,9 @@ REASON_S = 3  # that a machine whose ranks only lost another one waits to be tol
 POLL_S = 0.1
 ASK_S = 1.0  # between two looks at what other machines say
 FAILURE, NUM_ENDED = "tencrop/failure", "tencrop/num_ended"  # keys of the store, which is a new one at each restart
-STOPS = (signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-INTERRUPTED = {130, *(-number for number in STOPS)}  # exit codes of ranks that were told to stop
+STOPS = {signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+INTERRUPTED = {-number for number in STOPS}  # exit codes of ranks that a signal ended at once
+STOPPED = {128 + number for number in STOP_SIGNALS}  # and of ranks that all agreed to stop, and saved (launch.command)
 STORE_ERRORS = (RuntimeError, ValueError, TimeoutError)  # the machine that hosts the store is gone
 
 
@@ -43,6 +48,7 @@ class JobFailed(Exception):
 class Agent(LocalElasticAgent):
     _first: Failure | None = None
     _asked_s = 0.0
+    _late: tuple[int, ...] = ()  # ranks that a requested stop did not end
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         """Raises JobFailed when a rank failed, SignalException after a requested stop."""
@@ -51,7 +57,16 @@ class Agent(LocalElasticAgent):
         except SignalException as stopped:
             self._meet(GRACE_S if self._failures() else STOP_S)
             if failures := self._failures(interrupted=False):
-                raise self._job_failed(failures[0], 128 + stopped.sigval) from stopped
+                code = 128 + stopped.sigval if failures[0].lost_peer else failures[0].exit_code
+                raise self._job_failed(failures[0], code) from stopped
+            if self._late:
+                print(
+                    f"\nerror: rank {', '.join(map(str, self._late))} did not end within {STOP_S} s of "
+                    f"{signal.Signals(stopped.sigval).name}: killed. What came after the last checkpoint is lost; the "
+                    f"same command goes on from it",
+                    file=sys.stderr,
+                    flush=True,
+                )
             raise
         if result.is_failed() and (first := self._first):
             self._meet(GRACE_S + REASON_S)
@@ -74,10 +89,15 @@ class Agent(LocalElasticAgent):
         return super()._start_workers(worker_group)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        codes = [rank.proc.poll() for rank in self._ranks()]
         failures = self._failures()
         heard = self._heard()
         if failures or heard:
             self._end(failures[0] if failures else None, heard)
+        elif stopped := STOPPED.intersection(codes):
+            raise SignalException("all ranks stop", signal.Signals(min(stopped) - 128))
+        elif None in codes:
+            return RunResult(WorkerState.HEALTHY)  # torch would look again, and end the job its way on what we missed
         return super()._monitor_workers(worker_group)
 
     def _end(self, own: Failure | None, heard: Failure | None) -> None:
@@ -106,20 +126,26 @@ class Agent(LocalElasticAgent):
 
     def _stop(self, number: signal.Signals, timeout_s: float) -> None:
         """Ask the ranks to stop, and give them time for a checkpoint, unless one fails meanwhile, here or elsewhere."""
+        for again in STOPS - {signal.SIGKILL}:
+            signal.signal(again, signal.SIG_IGN)  # ours too would only cut off what the first one has begun
         ranks = self._ranks()
-        for rank in ranks:
+        codes = [rank.proc.poll() for rank in ranks]
+        for rank in ranks if not STOPPED.intersection(codes) else ():  # else all know, and have saved already
             if rank.proc.poll() is None:
                 rank.close(death_sig=number)
         deadline = time.monotonic() + timeout_s
-        while any(rank.proc.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        while running := [local_rank for local_rank, rank in enumerate(ranks) if rank.proc.poll() is None]:
             if self._failures(interrupted=False) or self._heard():
+                break
+            if time.monotonic() > deadline:
+                self._late = tuple(self._worker_group.workers[local_rank].global_rank for local_rank in running)
                 break
             time.sleep(POLL_S)
         failures = self._failures(interrupted=False)
         if not failures and all(rank.proc.poll() for rank in ranks):
             failures = self._failures()  # stopped before they could agree with other machines' ranks, which wait
         if failures:
-            self._tell(failures[0])
+            self._tell(replace(failures[0], final=True))
 
     def _ranks(self) -> list[Any]:
         """The processes, by local rank; none before they are started."""
@@ -127,12 +153,12 @@ class Agent(LocalElasticAgent):
         return [handlers[local_rank] for local_rank in sorted(handlers)]
 
     def _failures(self, interrupted: bool = True) -> list[Failure]:
-        """The ranks of this machine that have failed, causes before effects, without those that a signal to stop has
-        ended unless `interrupted`."""
+        """The ranks of this machine that have failed, causes before effects; with those that a signal has ended at once
+        if `interrupted`."""
         failures = []
         for local_rank, rank in enumerate(self._ranks()):
             code = rank.proc.poll()
-            if code and (interrupted or code not in INTERRUPTED):
+            if code and code not in STOPPED and (interrupted or code not in INTERRUPTED):
                 assert self._pcontext
                 file = Path(self._pcontext.error_files[local_rank])
                 global_rank = self._worker_group.workers[local_rank].global_rank

@@ -1,4 +1,4 @@
-"""What every command line shares: a user's mistake ends in one message and exit code 2, Ctrl-C in exit code 130."""
+"""What every command line shares: a mistake ends in one message and exit code 2, signal N in exit code 128 + N."""
 
 import importlib
 import os
@@ -25,10 +25,13 @@ def run_command(main: Callable[[], None]) -> None:
     code, under_torchrun = 0, "RANK" in os.environ
     try:
         main()
-    except Interrupted as interrupted:
-        code = 128 + interrupted.number
-    except KeyboardInterrupt:
-        code = 130
+    except Stopped as stopped:
+        code = 128 + stopped.number
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+        if under_torchrun:
+            _die_of(number)
+        code = 128 + number
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None and not under_torchrun:
@@ -59,6 +62,22 @@ def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _die_of(number: int) -> None:
+    """As without a handler: the launcher takes exit code 128 + N for a stop that all ranks agreed upon."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+class Stopped(Exception):
+    """By signal `number`, after all ranks together have written what the same command goes on from."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
 
 
 class Interrupted(KeyboardInterrupt):

@@ -23,7 +23,3 @@ if ! [[ $NPROC =~ ^[1-9][0-9]*$ ]]; then
   exit 2
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > NPROC ? cores / NPROC : 1 ))}
-# torchrun hands SIGTERM on to its processes but dies of SIGUSR1, and kills them 30 s later, which may be in the middle
-# of a checkpoint; Slurm is asked for 120 s. After a failure launch/agent.py waits 4 s, whatever is set here.
-export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1} # where torch has this option
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 def main() -> int:
     # Else the last agents fill the terminal with C++ frames when the machine that hosts the store has gone. Only here.
+    # Else the launcher itself dies of SIGUSR1. Where torch has this option.
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     unset = "TORCH_CPP_LOG_LEVEL" not in os.environ
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -31,8 +33,9 @@ def main() -> int:
 
     if unset:
         del os.environ["TORCH_CPP_LOG_LEVEL"]
-    # It says which rank it stopped, and its exit code, after the words of that rank, which are to be the last.
+    # They say which rank they stopped, and its exit code, after the words of that rank, which are to be the last.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.ERROR)
     api.LocalElasticAgent = Agent  # type: ignore[misc]  # torch offers no other way
     args = parse_args(sys.argv[1:])
     try:

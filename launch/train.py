@@ -1,13 +1,14 @@
 """Train: python -m launch.train CONFIG.yaml [key=value ...], alone or under torchrun (launch/single_node.sh does that).
 
 The same command goes on after the last checkpoint of the run folder. --check looks at config, data and checkpoint, says
-what would happen, and starts nothing.
+what would happen, and starts nothing. Exit codes: 0 done; 2 a mistake, told in one message; 128 + N stopped by signal
+N, after writing a checkpoint (130 by Ctrl-C, 138 by SIGUSR1, 143 by SIGTERM).
 """
 
 import argparse
 from typing import TYPE_CHECKING
 
-from launch.command import run_command
+from launch.command import Stopped, run_command
 from pipeline import hints
 from pipeline.config import Config, describe, load
 from pipeline.errors import UserError
@@ -66,7 +67,9 @@ def main() -> None:
             )
         return
     with start() as runtime, alone_in(flight, runtime):
-        train(config, flight, runtime)
+        stopped_by = train(config, flight, runtime)
+    if stopped_by:
+        raise Stopped(stopped_by)
 
 
 def _try(config: Config, flight: "Flight") -> None:

@@ -160,7 +160,7 @@ class StopRequest:
 
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
-        self.signal: str | None = None
+        self.signal: signal.Signals | None = None  # that reached this rank or, once `poll` has said so, any
         self.refusal: str | None = None  # why this rank will not go on
         self._waits = False
         self._pending: Any = None
@@ -173,14 +173,14 @@ class StopRequest:
     def _receive(self, number: int, frame: Any) -> None:
         if self.signal and "RANK" not in os.environ:
             raise KeyboardInterrupt  # a person who cannot wait; torchrun hands each Ctrl-C on a second time
-        self.signal = signal.Signals(number).name
+        self.signal = signal.Signals(number)
         if self._waits:
             signal.setitimer(signal.ITIMER_REAL, WAIT_S)
 
     def _give_up(self, number: int, frame: Any) -> None:
         raise UserError(
-            f"stopped by {self.signal} while waiting for data, so this step could not end. What came after the last "
-            f"checkpoint is lost; the same command goes on from it"
+            f"stopped by {signal.Signals(self.signal or number).name} while waiting for data, so this step could not "
+            f"end. What came after the last checkpoint is lost; the same command goes on from it"
         )
 
     def refuse(self, reason: str) -> None:
@@ -200,8 +200,9 @@ class StopRequest:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def poll(self) -> bool:
+        """Whether all ranks stop after this step; called by all of them in each step."""
         if self.runtime.control is None:
-            return self._wanted()
+            return bool(self.signal or self.refusal)
         self._steps_left -= 1
         if self._steps_left:
             return False
@@ -211,16 +212,23 @@ class StopRequest:
         now = time.monotonic()
         step_s, self._since = (now - self._since) / self._steps, now
         answer = self._finish()
-        # The slowest rank's number counts: of negative numbers, MAX is the one nearest to 0.
+        # The slowest rank's number of steps counts: of negative numbers, MAX is the one nearest to 0.
         steps = max(1, min(MOST_STEPS, int(POLL_S / max(step_s, 1e-6))))
-        flags = torch.tensor([int(self._wanted()), -steps])
+        flags = torch.tensor([self.signal or 0, self.refusal is not None, -steps])
         work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.runtime.control, async_op=True)
         self._pending = (work, flags)
         self._steps_left = self._steps
         return answer
 
-    def _wanted(self) -> bool:
-        return bool(self.signal or self.refusal)
+    def any_refusal(self) -> str | None:
+        """The refusal of the first rank that has one; called by all ranks together once `poll` has answered yes."""
+        import torch.distributed as dist
+
+        if self.runtime.control is None:
+            return self.refusal
+        refusals: list[str | None] = [None] * self.runtime.world
+        dist.all_gather_object(refusals, self.refusal, group=self.runtime.control)
+        return next((refusal for refusal in refusals if refusal), None)
 
     def _finish(self) -> bool:
         if self._pending is None:
@@ -228,13 +236,18 @@ class StopRequest:
         work, flags = self._pending
         self._pending = None
         work.wait()
-        wanted, steps = flags.tolist()
+        number, refused, steps = flags.tolist()
+        if number:
+            self.signal = signal.Signals(number)
         self._steps = -steps
-        return bool(wanted)
+        return bool(number or refused)
 
     def close(self) -> None:
-        """Finish what is under way and give the signals back."""
+        """Finish what is under way and give the signals back. Under torchrun, once they have stopped the run, they do
+        nothing: what is left takes seconds, and a second signal would only cut it off."""
         self._finish()
+        ignored = self.signal and "RANK" in os.environ
         for number in STOP_SIGNALS:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, signal.SIG_IGN if ignored else default)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

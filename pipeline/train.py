@@ -4,6 +4,7 @@ In: a config, the indices of its sets, a runtime. Out: a run folder with checkpo
 W&B run. Starting again with the same run folder goes on after the last checkpoint, at any number of ranks.
 """
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ def length_of(config: Config, order: Order) -> Length:
     )
 
 
-def train(config: Config, flight: Flight, runtime: Runtime) -> None:
-    """Train from where the flight stands to the end of the config, or to a signal. Called by all ranks together."""
+def train(config: Config, flight: Flight, runtime: Runtime) -> signal.Signals | None:
+    """Train from where the flight stands to the end of the config, or until a signal reaches any rank. Returns that
+    signal, None at the end. Called by all ranks together. Raises UserError for what a person must mend first."""
     run, index, progress = flight.run, flight.index, flight.progress
     _require_agreement(flight, runtime)
     decodes_on_gpu(config.data, runtime.device.type)  # refuses a GPU that is not there
@@ -94,9 +96,10 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> None:
             run=run,
             too_many_bad=stop.refuse,
         )
-        _loop(config, flight, length, stepper, batches, runtime, journal, stop)
+        stopped_by = _loop(config, flight, length, stepper, batches, runtime, journal, stop)
         stepper.close()
     stop.close()
+    return stopped_by
 
 
 @contextmanager
@@ -144,7 +147,8 @@ def _loop(
     runtime: Runtime,
     journal: Journal,
     stop: StopRequest,
-) -> None:
+) -> signal.Signals | None:
+    """Returns the signal that ended it early."""
     progress = flight.progress
     meter = Meter(config, runtime, stepper, journal)
     for step in range(progress.step, length.total):
@@ -175,15 +179,20 @@ def _loop(
         if saving or progress.best_step == done:
             folder = checkpoint.save(stepper.engine, progress, flight.run, runtime, config.train.keep_checkpoints)
         if stopping:
-            if stop.refusal:
-                raise UserError(f"{stop.refusal}. {folder} is written; the same command goes on from it")
-            journal.tell(f"stopped after step {done}; {folder} is written. The same command goes on from it")
-            return
+            if refusal := stop.any_refusal():
+                raise UserError(f"{refusal}. {folder} is written; the same command goes on from it")
+            assert stop.signal
+            journal.tell(
+                f"stopped after step {done} of {length.total} by {stop.signal.name}; {folder} is written. The same "
+                f"command goes on from it"
+            )
+            return stop.signal
         meter.skip_time()
     best = f", the best of step {progress.best_step} (--best)" if progress.best_step else ""
     where = [] if flight.validation else ["--data", "PACKED_SET"]
     journal.tell(f"done: {flight.run}, the last checkpoint of step {length.total}{best}")
     journal.tell(f"score it with: {hints.command('launch.evaluate', flight.run, *where)}")
+    return None
 
 
 def take_step(

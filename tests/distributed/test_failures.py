@@ -41,20 +41,22 @@ run_command(main)
 """
 # After SIGTERM both ranks take longer to write than a failed job is left, rank 1 longest.
 SLOW_TO_STOP = """
-import sys, time
+import os, sys, time
 from pathlib import Path
-from launch.command import run_command
+from launch.command import Stopped, run_command
 from pipeline.runtime import StopRequest, start
 
 def main():
     with start() as runtime:
+        Path(sys.argv[1], f"pid-{runtime.rank}").write_text(str(os.getpid()))
         stop = StopRequest(runtime)
         Path(sys.argv[1], f"ready-{runtime.rank}").touch()
         while not stop.poll():
             time.sleep(0.05)
-        time.sleep(6 + 3 * runtime.rank)
+        time.sleep(6 + 2 * runtime.rank)
         Path(sys.argv[1], f"written-{runtime.rank}").touch()
         stop.close()
+        raise Stopped(stop.signal)
 run_command(main)
 """
 
@@ -141,15 +143,23 @@ def test_all_machines_start_again_after_a_failure(tmp_path):
     assert sum(text.count("batch 7 is rotten") for text in said) == 2  # the line of the source and the message
 
 
-@pytest.mark.slow  # 15 s
-def test_a_requested_stop_waits_for_the_slowest_rank(tmp_path):
+@pytest.mark.slow  # 20 s each
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("reaches", ["launcher", "rank"])  # of one machine: the other's launcher hears nothing
+def test_a_requested_stop_waits_for_the_slowest_rank_and_starts_nothing_again(tmp_path, number, reaches):
     script = tmp_path / "script.py"
     script.write_text(SLOW_TO_STOP)
-    launchers = launch(script, str(tmp_path), ranks=1, nodes=2)
+    launchers = launch(script, str(tmp_path), ranks=2, nodes=2, restarts=3)
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("ready-*"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.1)
-    launchers[0].send_signal(signal.SIGTERM)  # to one machine only: the ranks agree, the other agent hears nothing
+    if reaches == "launcher":
+        launchers[0].send_signal(number)
+        time.sleep(1)
+        launchers[0].send_signal(number)  # as an impatient person does
+    else:
+        os.kill(int((tmp_path / "pid-2").read_text()), number)
     codes, said, _ = outcome(launchers)
-    assert sorted(path.name for path in tmp_path.glob("written-*")) == ["written-0", "written-1"], said
-    assert codes == [128 + signal.SIGTERM, 0], said
+    assert len(list(tmp_path.glob("written-*"))) == 4, said
+    assert codes == [128 + number] * 2, said
+    assert not any("Traceback" in text or "error" in text or " W1" in text for text in said), said

@@ -90,27 +90,41 @@ def test_two_machines_meet_and_train_one_model(config, tmp_path):
     assert steps == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("cpus", ["64", None])
-def test_slurm_starts_one_task_a_node_with_its_cores(tmp_path, cpus):
-    """Slurm 22.05 and later: srun takes SLURM_CPUS_PER_TASK only as an option."""
-    for name, does in (
-        ("srun", 'printf "%s\\n" "$@"; env | grep -E "^(NODES|MASTER_|JOB_ID)"'),
-        ("scontrol", "seq 7 9"),
-    ):
-        tool = tmp_path / name
+def slurm_of(folder: Path, srun: str) -> dict[str, str]:
+    """The environment of a batch script, with stand-ins for srun and for scontrol, which notes what it was asked."""
+    for name, does in (("srun", srun), ("scontrol", f'echo "$@" >> {folder}/asked; [ $1 = requeue ] || seq 7 9')):
+        tool = folder / name
         tool.write_text(f"#!/bin/sh\n{does}\n")
         tool.chmod(0o755)
     slurm = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_NODELIST": "[7-9]"}
-    slurm |= {"SLURM_JOB_ID": "40123", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    return slurm | {"SLURM_JOB_ID": "40123", "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("cpus", ["64", None])
+def test_slurm_starts_one_task_a_node_with_its_cores(tmp_path, cpus):
+    """Slurm 22.05 and later: srun takes SLURM_CPUS_PER_TASK only as an option."""
+    slurm = slurm_of(tmp_path, srun='printf "%s\\n" "$@"; env | grep -E "^(NODES|MASTER_|JOB_ID)"')
     if cpus:
         slurm["SLURM_CPUS_PER_TASK"] = cpus
     process = start("slurm.sbatch", "configs/vgg16.yaml", "run=a b", cwd=tmp_path, **slurm)
     said = process.communicate(timeout=60)[0].splitlines()
     assert process.returncode == 0, said
-    options = ["--kill-on-bad-exit=1"] + (["--cpus-per-task=64"] if cpus else [])
+    options = ["--kill-on-bad-exit=0", "--wait=180"] + (["--cpus-per-task=64"] if cpus else [])
     words = [*options, "launch/multi_node.sh", "configs/vgg16.yaml", "run=a b"]
     assert said[: len(words)] == words
     assert sorted(said[len(words) :]) == ["JOB_ID=40123", "MASTER_ADDR=7", "MASTER_PORT=20123", "NODES=3"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 137, 138, 143])
+def test_slurm_queues_a_job_again_at_its_time_limit_alone(tmp_path, code):
+    """scancel sends SIGTERM: a job that was cancelled must not come back."""
+    slurm = slurm_of(tmp_path, srun=f"exit {code}")
+    process = start("slurm.sbatch", "configs/vgg16.yaml", cwd=tmp_path, **slurm)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == code, said
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["show hostnames [7-9]"] + (["requeue 40123"] if code == 138 else [])
+    assert "#SBATCH --signal=USR1@120\n" in (LAUNCH / "slurm.sbatch").read_text()
 
 
 def test_multi_node_ends_before_anything_starts_when_the_master_is_unknown(config, tmp_path):
@@ -122,8 +136,9 @@ def test_multi_node_ends_before_anything_starts_when_the_master_is_unknown(confi
     assert said.count("error: ") == 1
 
 
-@pytest.mark.slow  # 25 s
-def test_sigterm_to_all_machines_writes_a_checkpoint(config, tmp_path):
+@pytest.mark.slow  # 25 s each
+@pytest.mark.parametrize("reaches", ["all machines", "one machine", "one rank"])
+def test_sigterm_ends_all_machines_with_143_after_a_checkpoint(config, tmp_path, reaches):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -134,10 +149,14 @@ def test_sigterm_to_all_machines_writes_a_checkpoint(config, tmp_path):
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for machine in machines:
-        machine.send_signal(signal.SIGTERM)
+    targets = [machine.pid for machine in machines][: None if reaches == "all machines" else 1]
+    if reaches == "one rank":
+        targets = [int(Path(f"/proc/{targets[0]}/task/{targets[0]}/children").read_text().split()[0])]
+    for target in targets:
+        os.kill(target, signal.SIGTERM)
     said = [machine.communicate(timeout=120)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [143, 143], said
     step = json.loads(metrics.read_text().splitlines()[-1])["step"]
-    assert any(f"stopped after step {step}" in text for text in said), said
+    assert any(f"stopped after step {step} of 4000 by SIGTERM" in text for text in said), said
+    assert not any("Traceback" in text or "error: " in text for text in said), said
     assert str(step) in (tmp_path / "run" / "checkpoints" / "latest").read_text()
