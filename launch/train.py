@@ -54,22 +54,28 @@ def main() -> None:
         )
         return
 
+    from pipeline import agreement
     from pipeline.train import alone_in, length_of, order_of, train
 
-    total = length_of(config, order_of(flight.index, config.data, config.train.global_batch, config.seed)).total
-    if flight.progress.step >= total:
-        if place().rank == 0:
-            other = [] if flight.validation else ["--data", "PACKED_SET"]
-            print(
-                f"{flight.run} is finished: step {flight.progress.step} of {total}. Train longer with "
-                f"train.epochs=..., anew with run=..., or score it with: "
-                + hints.command("launch.evaluate", flight.run, *other)
-            )
-        return
-    with start() as runtime, alone_in(flight, runtime):
-        stopped_by = train(config, flight, runtime)
+    with start() as runtime:
+        agreement.require(agreement.facts_of(config, flight, runtime), runtime)
+        total = length_of(config, order_of(flight.index, config.data, config.train.global_batch, config.seed)).total
+        if flight.progress.step >= total:
+            if runtime.is_main:
+                print(_finished(flight, total))
+            return
+        with alone_in(flight, runtime):
+            stopped_by = train(config, flight, runtime)
     if stopped_by:
         raise Stopped(stopped_by)
+
+
+def _finished(flight: "Flight", total: int) -> str:
+    other = [] if flight.validation else ["--data", "PACKED_SET"]
+    return (
+        f"{flight.run} is finished: step {flight.progress.step} of {total}. Train longer with train.epochs=..., anew "
+        f"with run=..., or score it with: {hints.command('launch.evaluate', flight.run, *other)}"
+    )
 
 
 def _try(config: Config, flight: "Flight") -> None:

@@ -1,7 +1,15 @@
 """Exclusive locks among processes, by open file (flock): the end of a process, however it ends, drops its locks."""
 
 import fcntl
+import os
+import shlex
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
+
+from pipeline.errors import UserError
 
 
 def lock(file: IO, wait: bool = True) -> bool:
@@ -13,6 +21,47 @@ def lock(file: IO, wait: bool = True) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
+    except OSError:  # ENOSYS, ENOLCK and others, as Lustre, FUSE and NFS say it
         pass
     return True
+
+
+@contextmanager
+def only_job(folder: Path) -> Iterator[None]:
+    """Hold `folder` against any other job, on whatever machine. UserError if one holds it.
+
+    On a file system without locks a file that only one can create, `.job`, stands for the lock. Unlike a lock it
+    outlives a process that is killed: on the same machine that is seen, and taken over; else a person must say so.
+    """
+    refusal = f"another job trains in {folder} now. Wait for it, stop it, or give another run=..."
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(refusal) from None
+        except OSError:
+            pass  # no locks here
+        else:
+            yield
+            return
+    mine, sign = f"{socket.gethostname()} {os.getpid()}", folder / ".job"
+    try:
+        _create(sign, mine)
+    except FileExistsError:
+        host, _, pid = sign.read_text().partition(" ")
+        if host != socket.gethostname() or not pid.isdecimal() or Path(f"/proc/{pid}").exists():
+            raise UserError(
+                f"{refusal} (It is process {pid or '?'} on {host or '?'}; this file system has no locks to ask. If it "
+                f"is dead: rm {shlex.quote(str(sign))})"
+            ) from None
+        sign.unlink()
+        _create(sign, mine)
+    try:
+        yield
+    finally:
+        sign.unlink(missing_ok=True)
+
+
+def _create(path: Path, text: str) -> None:
+    with open(path, "x") as file:
+        file.write(text)

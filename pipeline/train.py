@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from pipeline import checkpoint, engine, hints, network, optim, optimizer_state
 from pipeline import journal as keys
+from pipeline.agreement import require_one_folder
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, dump, resolved
 from pipeline.console import Console
@@ -24,7 +25,7 @@ from pipeline.data.order import Order
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import Contender, evaluate, require_views
 from pipeline.journal import Journal, open_journal
-from pipeline.locks import lock
+from pipeline.locks import only_job
 from pipeline.meter import Meter
 from pipeline.metrics import count
 from pipeline.preflight import Flight, num_classes
@@ -58,7 +59,6 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> signal.Signals | 
     """Train from where the flight stands to the end of the config, or until a signal reaches any rank. Returns that
     signal, None at the end. Called by all ranks together. Raises UserError for what a person must mend first."""
     run, index, progress = flight.run, flight.index, flight.progress
-    _require_agreement(flight, runtime)
     decodes_on_gpu(config.data, runtime.device.type)  # refuses a GPU that is not there
     order = order_of(index, config.data, config.train.global_batch, config.seed)
     length = length_of(config, order)
@@ -106,36 +106,29 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> signal.Signals | 
 def alone_in(flight: Flight, runtime: Runtime) -> Iterator[None]:
     """Hold the run folder against a second job, which would overwrite its checkpoints. UserError if one is on, or was
     since the flight was prepared. Called by all ranks together."""
-    run, refusal = flight.run, [""]
+    refusal = [""]
     with ExitStack() as opened:
         if runtime.is_main:
-            run.mkdir(parents=True, exist_ok=True)
-            if not lock(opened.enter_context(open(run / ".lock", "w")), wait=False):
-                refusal = [f"another job trains in {run} now. Wait for it, stop it, or give another run=..."]
-            elif checkpoint.latest(run) != flight.checkpoint:
-                refusal = [f"another job has trained in {run} meanwhile. Start the same command again"]
-            elif not (run / QUARANTINE).exists():
-                # The run keeps to what was quarantined when it began: another choice would train on other rows.
-                quarantine.add(run / QUARANTINE, quarantine.read(flight.index.folder / QUARANTINE))
+            try:
+                flight.run.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(only_job(flight.run))
+                _begin(flight)
+            except UserError as error:
+                refusal = [str(error)]
         if runtime.control is not None:
             dist.broadcast_object_list(refusal, src=0, group=runtime.control)  # all ranks end with the same message
         if refusal[0]:
             raise UserError(refusal[0])
+        require_one_folder(flight.run, runtime)
         yield
 
 
-def _require_agreement(flight: Flight, runtime: Runtime) -> None:
-    """Raises UserError unless all ranks go on from the same step with the same data."""
-    mine = (flight.progress.step, flight.index.fingerprint, flight.validation and flight.validation.fingerprint)
-    facts: list = [None] * runtime.world
-    dist.all_gather_object(facts, mine, group=runtime.control)
-    other = next((rank for rank, theirs in enumerate(facts) if theirs != facts[0]), None)
-    if other is not None:
-        raise UserError(
-            f"rank 0 goes on after step {facts[0][0]} with data {facts[0][1:]}, rank {other} after step "
-            f"{facts[other][0]} with {facts[other][1:]}. All machines must see the same run folder ({flight.run}) "
-            f"and the same packed sets"
-        )
+def _begin(flight: Flight) -> None:
+    if checkpoint.latest(flight.run) != flight.checkpoint:
+        raise UserError(f"another job has trained in {flight.run} meanwhile. Start the same command again")
+    if not (flight.run / QUARANTINE).exists():
+        # The run keeps to what was quarantined when it began: another choice would train on other rows.
+        quarantine.add(flight.run / QUARANTINE, quarantine.read(flight.index.folder / QUARANTINE))
 
 
 def _loop(

@@ -27,6 +27,12 @@ def start(script: str, *words: str, cwd: Path, **environment: str) -> subprocess
     )
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 @pytest.fixture
 def config(tmp_path, photos) -> Path:
     path = tmp_path / "tiny.yaml"
@@ -76,10 +82,7 @@ def test_multi_node_names_what_is_not_set(config, tmp_path):
 
 @pytest.mark.slow
 def test_two_machines_meet_and_train_one_model(config, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    where = {"NODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    where = {"NODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     words = [str(config), f"run={tmp_path / 'run'}", *SMALL]
     machines = [start("multi_node.sh", *words, cwd=tmp_path, **where) for _ in range(2)]
     said = [machine.communicate(timeout=240)[0] for machine in machines]
@@ -139,10 +142,7 @@ def test_multi_node_ends_before_anything_starts_when_the_master_is_unknown(confi
 @pytest.mark.slow  # 25 s each
 @pytest.mark.parametrize("reaches", ["all machines", "one machine", "one rank"])
 def test_sigterm_ends_all_machines_with_143_after_a_checkpoint(config, tmp_path, reaches):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    where = {"NODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    where = {"NODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     words = [str(config), f"run={tmp_path / 'run'}", *SMALL, "train.epochs=1000"]
     machines = [start("multi_node.sh", *words, cwd=tmp_path, **where) for _ in range(2)]
     metrics = tmp_path / "run" / "metrics.jsonl"
