@@ -180,6 +180,12 @@ def test_latest_moves_and_best_stays(save, tmp_path):
     assert checkpoint.latest(tmp_path / "run", "best") == first
 
 
+def test_best_points_to_the_step_that_is_best_alone(save, tmp_path):
+    best, later = save(1000, best_step=int("1000")), save(1001, best_step=1000)
+    assert checkpoint.latest(tmp_path / "run", "best") == best
+    assert checkpoint.latest(tmp_path / "run") == later
+
+
 @pytest.mark.parametrize(
     ("keep", "best_step", "left"),
     [(1, 1, [1, 5]), (2, 2, [2, 4, 5]), (3, 5, [3, 4, 5]), (9, 1, [1, 2, 3, 4, 5]), (2, None, [4, 5])],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.config import Data
 from pipeline.data.index import load
 from pipeline.data.loader import decodes_on_gpu, eval_batches, order_of, train_batches, train_requests
-from pipeline.data.order import rank_part
+from pipeline.data.order import Order, rank_part
 from pipeline.data.rendering import Rendering
 from pipeline.data.source import Source
 from pipeline.errors import UserError
@@ -30,6 +30,17 @@ RECIPES = {
 
 def settings(**options) -> Data:
     return Data(crop_px=32, resize_px=36, threads=1, **options)
+
+
+def test_shuffle_chooses_the_order(photos):
+    index = load(photos)
+    everywhere, locally = (
+        order_of(index, settings(**words), 10, seed=7) for words in ({}, RECIPES["inception windowed"])
+    )
+    assert everywhere.batch(3).tolist() == Order(50, 10, 7).batch(3).tolist()
+    sizes = np.array([len(shard) for shard in np.split(index.shard, np.flatnonzero(np.diff(index.shard)) + 1)])
+    assert locally.batch(3).tolist() == Order(50, 10, 7, sizes, 2).batch(3).tolist()
+    assert everywhere.batch(3).tolist() != locally.batch(3).tolist()
 
 
 def steps_of(folder, data: Data, first: int, last: int, world: int = 1, micro_steps: int = 1, run=None):

@@ -31,6 +31,55 @@ def test_permute_is_a_permutation(num, seed, epoch):
     assert np.array_equal(np.sort(permute(np.arange(num), num, fold(seed, epoch))), np.arange(num))
 
 
+def scalar_fold(*numbers: int) -> int:
+    key = 0
+    for number in numbers:
+        key = scalar_mix(key ^ scalar_mix(number))
+    return key
+
+
+def scalar_permute(position: int, num: int, key: int) -> int:
+    """A Feistel network of six rounds on 2 * half bits, the fewest that hold num - 1, walked on until it is inside."""
+    half = 1
+    while 2 ** (2 * half) < num:
+        half += 1
+    while True:
+        left, right = position >> half, position % 2**half
+        for number in range(6):
+            left, right = right, left ^ scalar_mix(right ^ scalar_fold(key, number)) % 2**half
+        position = (left << half) + right
+        if position < num:
+            return position
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 64, 65, 1000])
+def test_permute_equals_plain_integers(num):
+    """A resumed run must find the order that an older version of this code began with."""
+    key = scalar_fold(7, 3)
+    expected = [scalar_permute(position, num, key) for position in range(num)]
+    assert permute(np.arange(num), num, np.uint64(key)).tolist() == expected
+
+
+def test_windowed_order_equals_plain_integers():
+    """Shards permuted by (seed, epoch, 1), the samples of each run of two shards by (seed, epoch, 2, run)."""
+    sizes, window, seed, epoch = [3, 5, 2, 7, 4], 2, 11, 6
+    first_id = [sum(sizes[:shard]) for shard in range(5)]
+    visited = [scalar_permute(shard, 5, scalar_fold(seed, epoch, 1)) for shard in range(5)]
+    expected = []
+    for run in range(3):
+        ids = [first_id[shard] + k for shard in visited[run * window : (run + 1) * window] for k in range(sizes[shard])]
+        places = [scalar_permute(k, len(ids), scalar_fold(seed, epoch, 2, run)) for k in range(len(ids))]
+        expected += [ids[place] for place in places]
+    order = Order(21, 3, seed, np.array(sizes), window)
+    for step in range(7):
+        of_batch = order.batch(epoch * 7 + step).tolist()
+        assert sorted(of_batch) == sorted(expected[3 * step : 3 * step + 3])
+        shards = [
+            next(shard for shard in range(5) if first_id[shard] <= i < first_id[shard] + sizes[shard]) for i in of_batch
+        ]
+        assert [visited.index(shard) for shard in shards] == sorted(visited.index(shard) for shard in shards)
+
+
 def test_permute_answers_for_any_positions_of_a_huge_set():
     num = 10**12
     positions = np.array([0, 7, num - 1])

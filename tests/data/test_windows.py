@@ -27,9 +27,9 @@ def scalar_offset(random: float, room: int) -> int:
     return math.floor(random * (room + 1))
 
 
-def scalar_alexnet(height, width, sample, seed, epoch):
+def scalar_alexnet(height, width, sample, seed, epoch, crop=224, resize=256):
     short = min(height, width)
-    side = max(1, round(short * 224 / 256))
+    side = max(1, round(short * (crop / resize)))
     top = (height - short) // 2 + scalar_offset(scalar_uniform(seed, epoch, sample, 0), short - side)
     left = (width - short) // 2 + scalar_offset(scalar_uniform(seed, epoch, sample, 1), short - side)
     return top, left, side, side
@@ -79,6 +79,30 @@ def test_windows_equal_a_scalar_implementation(recipe, seed, epoch):
         expected = scalar(height, width, sample, seed, epoch)
         assert (got.top[n], got.left[n], got.height[n], got.width[n]) == expected
         assert got.flip[n] == (scalar_uniform(seed, epoch, sample, 2) < 0.5)
+
+
+def test_small_crops_are_cut_from_all_of_the_central_square():
+    heights, widths, ids = np.array([300, 640, 480]), np.array([500, 480, 480]), np.array([3, 4, 5])
+    got = windows.alexnet(heights, widths, ids, 1, 2, crop_px=64, resize_px=256)
+    for n in range(3):
+        expected = scalar_alexnet(int(heights[n]), int(widths[n]), int(ids[n]), 1, 2, crop=64, resize=256)
+        assert (got.top[n], got.left[n], got.height[n], got.width[n]) == expected
+
+
+def scalar_normal(seed: int, epoch: int, sample: int, stream: int) -> float:
+    """Box-Muller."""
+    first, second = (scalar_uniform(seed, epoch, sample, stream + k) for k in range(2))
+    return math.sqrt(-2 * math.log(1 - first)) * math.cos(2 * math.pi * second)
+
+
+def test_colour_shifts_equal_a_scalar_implementation():
+    """Three normal numbers an image, of streams that no other draw uses."""
+    got = windows.colour_shift(5, 89, IDS, PCA)
+    values, vectors, std = PCA
+    for n, sample in enumerate(IDS.tolist()):
+        alphas = [std * scalar_normal(5, 89, sample, stream) for stream in (3, 5, 7)]
+        expected = [sum(vectors[c, k] * alphas[k] * values[k] for k in range(3)) for c in range(3)]
+        assert got[n].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "whole"])

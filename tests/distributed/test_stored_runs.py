@@ -53,6 +53,22 @@ def test_fifty_steps_are_the_same_steps(stored, rule, world):
     assert_equal(train(stored, world, "anew", rule), rule, world)
 
 
+def test_momentum_of_an_engine_file_goes_to_its_parameters(stored):
+    """In the file it is numbered: weights first, then biases."""
+    checkpoints = stored / "run-true" / "checkpoints"
+    folder = checkpoints / "step-00000040"
+    weights = load_file(folder / "model.safetensors")
+    momentum = checkpoint.read_optimizer(folder).momentum
+    engine = torch.load(folder / checkpoint.OLD_ENGINE, map_location="cpu", weights_only=True)
+    raw, in_order = engine["optimizer"]["state"], list(engine["module"])
+    assert len(momentum) == len(raw) == len(in_order)
+    matrices = [name for name in in_order if weights[name].ndim > 1]
+    vectors = [name for name in in_order if weights[name].ndim == 1]
+    for number, name in enumerate(matrices + vectors):
+        assert momentum[name].shape == weights[name].shape
+        assert torch.equal(momentum[name], raw[number]["momentum_buffer"])
+
+
 def test_an_engine_file_that_holds_code_is_refused_by_name(stored):
     folder = stored / "run-true" / "checkpoints" / "step-00000040"
     torch.save({"module": Path("/")}, folder / checkpoint.OLD_ENGINE)

@@ -33,7 +33,7 @@ TESTS = {
     "pipeline/schedule.py": ("tests/test_schedule.py",),
     "pipeline/optim.py": ("tests/test_optim.py",),
     "pipeline/metrics.py": ("tests/test_metrics.py",),
-    "pipeline/checkpoint.py": ("tests/test_checkpoint.py",),
+    "pipeline/checkpoint.py": ("tests/test_checkpoint.py", "tests/distributed/test_stored_runs.py"),
     "pipeline/data/quarantine.py": ("tests/data/test_quarantine.py",),
 }
 
