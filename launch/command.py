@@ -1,5 +1,6 @@
 """What every command line shares: a mistake ends in one message and exit code 2, signal N in exit code 128 + N."""
 
+import ctypes
 import importlib
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 from launch import failure
 from pipeline.errors import EXIT_CODE, UserError
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OURS = ("pipeline", "models", "launch")  # a module of them that is missing is a bug
 
 
@@ -23,6 +25,8 @@ def run_command(main: Callable[[], None]) -> None:
     """Run `main`. Under torchrun the first process of a machine tells the mistake that all make; a mistake that another
     one makes alone, and the first error of several, are told by launch.torchrun when all have ended."""
     code, under_torchrun = 0, "RANK" in os.environ
+    if under_torchrun:
+        _end_with_launcher()
     try:
         main()
     except Stopped as stopped:
@@ -62,6 +66,12 @@ def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _end_with_launcher() -> None:
+    """SIGKILL when the launcher is gone, however it went: a rank would train on without it, or wait for the others. The
+    kernel sends it, so a rank that hangs in C gets it too."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _die_of(number: int) -> None:

@@ -7,6 +7,7 @@ last on the terminal. The exit code is the job's: 2 for a user's mistake, 128 + 
 import logging
 import os
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 from pipeline.errors import EXIT_CODE
@@ -39,7 +40,9 @@ def main() -> int:
     api.LocalElasticAgent = Agent  # type: ignore[misc]  # torch offers no other way
     args = parse_args(sys.argv[1:])
     try:
-        run(args)
+        with tempfile.TemporaryDirectory(prefix="tencrop-torchrun-") as folder:
+            args.log_dir = args.log_dir or folder  # torch makes two of its own, and leaves them
+            run(args)
     except SignalException as stopped:
         return 128 + stopped.sigval
     except JobFailed as failed:

@@ -109,12 +109,16 @@ FAILURES = {
 
 @pytest.mark.slow  # 15 s each
 @pytest.mark.parametrize("kind", FAILURES)
-def test_one_rank_fails_and_all_of_its_machine_end_within_ten_seconds(tmp_path, kind):
+def test_one_rank_fails_and_all_of_its_machine_end_within_ten_seconds(tmp_path, monkeypatch, kind):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     failure, code, words = FAILURES[kind]
     script = tmp_path / "script.py"
     script.write_text(STUCK.format(failing=1, failure=failure))
     codes, said, ended = outcome(launch(script, ranks=3))
     assert codes == [code], said
+    assert os.listdir(temporary) == []
     assert said[0].rstrip().endswith(words)
     assert seconds_after_failure(said, ended) < 10
 
@@ -141,6 +145,40 @@ def test_all_machines_start_again_after_a_failure(tmp_path):
     codes, said, _ = outcome(launch(script, ranks=2, nodes=2, restarts=1))
     assert codes == [0, 0], said
     assert sum(text.count("batch 7 is rotten") for text in said) == 2  # the line of the source and the message
+
+
+@pytest.mark.slow  # 10 s
+def test_ranks_end_with_their_launcher_and_leave_nothing(tmp_path, monkeypatch):
+    """Killed as the kernel does it, while one rank waits in C and another in the store."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(STUCK.format(failing=3, failure=""))
+    before = set(os.listdir("/dev/shm"))
+    (launcher,) = launch(script, ranks=3)
+    try:
+        ranks = wait_for(lambda: children_that_wait(launcher.pid, 3), 60)
+        launcher.kill()
+        wait_for(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), 5)
+    finally:
+        launcher.kill()
+        launcher.communicate()
+    assert set(os.listdir("/dev/shm")) == before
+
+
+def children_that_wait(pid: int, number: int) -> list[int]:
+    """The ranks, once all have joined their group of the machine: gloo's threads are there."""
+    ranks = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    joined = [rank for rank in ranks if len(os.listdir(f"/proc/{rank}/task")) >= 6]
+    return joined if len(joined) == number else []
+
+
+def wait_for(condition, seconds: float):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
 
 
 @pytest.mark.slow  # 20 s each
