@@ -23,6 +23,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from launch.failure import Failure, cause_first, read
+from launch.watch import Rank, Watch
 from pipeline.runtime import STOP_SIGNALS
 
 STOP_S = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110"))  # from a requested stop to SIGKILL
@@ -34,6 +35,7 @@ FAILURE, NUM_ENDED = "tencrop/failure", "tencrop/num_ended"  # keys of the store
 STOPS = {signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 INTERRUPTED = {-number for number in STOPS}  # exit codes of ranks that a signal ended at once
 STOPPED = {128 + number for number in STOP_SIGNALS}  # and of ranks that all agreed to stop, and saved (launch.command)
+GO_ON = "The same command goes on from it"
 STORE_ERRORS = (RuntimeError, ValueError, TimeoutError)  # the machine that hosts the store is gone
 
 
@@ -48,7 +50,11 @@ class JobFailed(Exception):
 class Agent(LocalElasticAgent):
     _first: Failure | None = None
     _asked_s = 0.0
-    _late: tuple[int, ...] = ()  # ranks that a requested stop did not end
+    _late = ""  # why a requested stop did not end the ranks
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        self._watch = Watch()
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         """Raises JobFailed when a rank failed, SignalException after a requested stop."""
@@ -60,13 +66,7 @@ class Agent(LocalElasticAgent):
                 code = 128 + stopped.sigval if failures[0].lost_peer else failures[0].exit_code
                 raise self._job_failed(failures[0], code) from stopped
             if self._late:
-                print(
-                    f"\nerror: rank {', '.join(map(str, self._late))} did not end within {STOP_S} s of "
-                    f"{signal.Signals(stopped.sigval).name}: killed. What came after the last checkpoint is lost; the "
-                    f"same command goes on from it",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                print(f"\nerror: {self._late}", file=sys.stderr, flush=True)
             raise
         if result.is_failed() and (first := self._first):
             self._meet(GRACE_S + REASON_S)
@@ -82,18 +82,26 @@ class Agent(LocalElasticAgent):
         # Else a restart's ranks get the store of those before them and call the dead.
         handler: Any = worker_group.spec.rdzv_handler
         handler._shared_tcp_store_server = handler._bootstrap_store_info = None
+        self._watch.joining(handler)
         super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._first = None
-        return super()._start_workers(worker_group)
+        started = super()._start_workers(worker_group)
+        assert self._pcontext
+        ranks = [
+            Rank(worker.global_rank, rank.proc.pid, self._pcontext.error_files[local_rank])
+            for local_rank, (worker, rank) in enumerate(zip(worker_group.workers, self._ranks(), strict=True))
+        ]
+        self._watch.started(ranks, self._store, worker_group.group_rank or 0, worker_group.group_world_size or 1)
+        return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         codes = [rank.proc.poll() for rank in self._ranks()]
         failures = self._failures()
         heard = self._heard()
-        if failures or heard:
-            self._end(failures[0] if failures else None, heard)
+        if failures or heard or self._watch.verdict:
+            self._end(failures[0] if failures else self._watch.verdict, heard)
         elif stopped := STOPPED.intersection(codes):
             raise SignalException("all ranks stop", signal.Signals(min(stopped) - 128))
         elif None in codes:
@@ -102,6 +110,7 @@ class Agent(LocalElasticAgent):
 
     def _end(self, own: Failure | None, heard: Failure | None) -> None:
         """End the ranks of this machine, and settle with the other machines which failure was the first."""
+        self._watch.ending()
         if own and not own.lost_peer:
             self._tell(own)
         self._shutdown()
@@ -126,6 +135,7 @@ class Agent(LocalElasticAgent):
 
     def _stop(self, number: signal.Signals, timeout_s: float) -> None:
         """Ask the ranks to stop, and give them time for a checkpoint, unless one fails meanwhile, here or elsewhere."""
+        self._watch.obeyed()
         for again in STOPS - {signal.SIGKILL}:
             signal.signal(again, signal.SIG_IGN)  # ours too would only cut off what the first one has begun
         ranks = self._ranks()
@@ -137,8 +147,12 @@ class Agent(LocalElasticAgent):
         while running := [local_rank for local_rank, rank in enumerate(ranks) if rank.proc.poll() is None]:
             if self._failures(interrupted=False) or self._heard():
                 break
-            if time.monotonic() > deadline:
-                self._late = tuple(self._worker_group.workers[local_rank].global_rank for local_rank in running)
+            hangs = self._watch.hangs()
+            if hangs or time.monotonic() > deadline:
+                late = [self._worker_group.workers[local_rank].global_rank for local_rank in running]
+                why = f"the job hangs: {hangs}" if hangs else f"rank {late} did not end in {timeout_s:.0f} s"
+                self._late = f"{why}. {number.name} killed it: what came after the last checkpoint is lost. {GO_ON}"
+                self._tell(Failure(late[0], self._watch.host, 128 + number, self._late, at=time.time(), stalled=True))
                 break
             time.sleep(POLL_S)
         failures = self._failures(interrupted=False)

@@ -26,6 +26,7 @@ class Failure:
     lost_peer: bool = False  # it failed because another one had ended
     told: bool = False  # it has said its words on the terminal
     final: bool = True  # its machine will not start it again
+    stalled: bool = False  # it did not fail: no rank went on, see launch.watch
 
 
 def leave(error: Exception, mistake: str | None) -> None:

@@ -6,9 +6,11 @@ last on the terminal. The exit code is the job's: 2 for a user's mistake, 128 + 
 
 import logging
 import os
+import signal
 import sys
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_CODE
 
@@ -18,10 +20,14 @@ if TYPE_CHECKING:
     from launch.agent import JobFailed
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+
+
 def main() -> int:
+    _on_signals(lambda number, _: os._exit(128 + number))  # nothing is begun
     # Else the last agents fill the terminal with C++ frames when the machine that hosts the store has gone. Only here.
     # Else the launcher itself dies of SIGUSR1. Where torch has this option.
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in SIGNALS))
     unset = "TORCH_CPP_LOG_LEVEL" not in os.environ
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -39,6 +45,11 @@ def main() -> int:
     logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.ERROR)
     api.LocalElasticAgent = Agent  # type: ignore[misc]  # torch offers no other way
     args = parse_args(sys.argv[1:])
+
+    def stop(number: int, _: Any) -> None:  # as torch does it from when the ranks are started
+        raise SignalException("stopped before the ranks were started", signal.Signals(number))
+
+    _on_signals(stop)
     try:
         with tempfile.TemporaryDirectory(prefix="tencrop-torchrun-") as folder:
             args.log_dir = args.log_dir or folder  # torch makes two of its own, and leaves them
@@ -57,9 +68,16 @@ def main() -> int:
     return 0
 
 
+def _on_signals(handler: Callable[[int, Any], Any]) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
+
+
 def _last_words(failed: "JobFailed") -> str:
     """What the terminal ends with; nothing if a mistake was told already and nobody spoke after it."""
     first = failed.failure
+    if first.stalled:
+        return f"\nerror: {first.words}"
     if first.exit_code != EXIT_CODE:
         trace = f"\n{first.trace}\n" if first.lost_peer else ""  # others have printed theirs
         where = "" if failed.here else f" on {first.host}"

@@ -56,16 +56,21 @@ def main() -> None:
 
     from pipeline import agreement
     from pipeline.train import alone_in, length_of, order_of, train
+    from pipeline.whereabouts import START, Whereabouts
 
+    here = Whereabouts(flight.run, 60 * config.train.stall_minutes)
+    here.note(START, flight.progress.step)
     with start() as runtime:
-        agreement.require(agreement.facts_of(config, flight, runtime), runtime)
+        hosts = agreement.require(agreement.facts_of(config, flight, runtime), runtime)
         total = length_of(config, order_of(flight.index, config.data, config.train.global_batch, config.seed)).total
         if flight.progress.step >= total:
             if runtime.is_main:
                 print(_finished(flight, total))
             return
+        if runtime.is_main and runtime.world > runtime.local_world:
+            print(f"machines: {hosts}")  # speed/slowest_rank is one of these ranks
         with alone_in(flight, runtime):
-            stopped_by = train(config, flight, runtime)
+            stopped_by = train(config, flight, runtime, here)
     if stopped_by:
         raise Stopped(stopped_by)
 

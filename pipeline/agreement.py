@@ -40,10 +40,11 @@ def facts_of(config: Config, flight: Flight, runtime: Runtime) -> Facts:
     }
 
 
-def require(facts: Facts, runtime: Runtime) -> None:
-    """Raises UserError on all ranks unless all have rank 0's facts. Called by all ranks together."""
+def require(facts: Facts, runtime: Runtime) -> str:
+    """Raises UserError on all ranks unless all have rank 0's facts. Called by all ranks together. Returns which ranks
+    on which host."""
     if runtime.control is None:
-        return
+        return _named([(0, socket.gethostname())])
     import torch.distributed as dist
 
     shared = [facts]
@@ -59,6 +60,7 @@ def require(facts: Facts, runtime: Runtime) -> None:
     dist.all_gather_object(told, (socket.gethostname(), others), group=runtime.control)
     if any(differing for _, differing in told):
         raise UserError(_what_differs(first, told))
+    return _named([(rank, host) for rank, (host, _) in enumerate(told)], most=runtime.world)
 
 
 def _what_differs(first: Facts, told: list[tuple[str, Facts]]) -> str:
@@ -101,16 +103,15 @@ def require_one_folder(run: Path, runtime: Runtime) -> None:
         )
 
 
-def _named(places: list[tuple[int, str]]) -> str:
-    """Hosts with their ranks, the first few: "node1 (rank 8 to 15), node2 (rank 16 to 23) and 4 more"."""
+def _named(places: list[tuple[int, str]], most: int = MOST_HOSTS) -> str:
+    """Hosts with their ranks, the first `most`: "node1 (rank 8 to 15), node2 (rank 16 to 23) and 4 more"."""
     ranks = defaultdict(list)
     for rank, host in places:
         ranks[host].append(rank)
     names = [
         f"{host} (rank {of[0]})" if len(of) == 1 else f"{host} (rank {of[0]} to {of[-1]})" for host, of in ranks.items()
     ]
-    rest = f" and {len(names) - MOST_HOSTS} more" if len(names) > MOST_HOSTS else ""
-    return ", ".join(names[:MOST_HOSTS]) + rest
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _code_sha256() -> str:

@@ -249,6 +249,9 @@ class Train(Section):
     """Steps between checkpoints, beside the one at each epoch's end."""
     keep_checkpoints: Positive = 3
     """How many checkpoints stay; the oldest go first."""
+    stall_minutes: NotNegative = 30.0
+    """Minutes in which no process comes to a new point (data, a step, a batch of an evaluation, a checkpoint) until
+    torchrun's launcher ends the job; it tells after 20 s where it hangs. 0: it waits for ever."""
 
     def split(self, world: int) -> tuple[int, int]:
         """(micro_batch, micro_steps) of one process of `world`; their product times `world` is the global batch.

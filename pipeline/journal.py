@@ -28,6 +28,8 @@ LEARNING_RATE = "train/lr"
 IMAGES_PER_S = "speed/images_per_s"
 STEP_S = "speed/step_s"
 DATA_WAIT_S, COMPUTE_S, COMMUNICATION_S = "speed/data_wait_s", "speed/compute_s", "speed/communication_s"
+SLOWEST_RANK = "speed/slowest_rank"  # the one with most seconds a step that are not communication
+SLOWEST_S = "speed/slowest_rank_s"  # how many; where communication is not measured, those that it waited for data
 MEMORY_GB = "speed/memory_gb"  # the most of any rank since the start: on a GPU allocated there, else resident
 
 Point = dict[str, float]

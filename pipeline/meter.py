@@ -49,10 +49,13 @@ class Meter:
             torch.cuda.synchronize(self.runtime.device)
         self.busy_s += time.perf_counter() - self.since
         measured = self.stepper.communication
-        waits = [self.data_wait.take_s(), measured.take_s() if measured else 0.0]
-        times = torch.tensor(waits, dtype=torch.float64, device=self.runtime.device)
+        waited_s, communicated_s = self.data_wait.take_s(), measured.take_s() if measured else 0.0
+        times = torch.tensor([waited_s, communicated_s], dtype=torch.float64, device=self.runtime.device)
         everything = torch.cat([self.counts, times])
         dist.all_reduce(everything)
+        own_s = torch.zeros(self.runtime.world, dtype=torch.float64, device=self.runtime.device)
+        own_s[self.runtime.rank] = (self.busy_s - communicated_s if measured else waited_s) / self.steps
+        dist.all_reduce(own_s)
         memory_gb = torch.tensor(self._most_memory_gb(), dtype=torch.float64, device=self.runtime.device)
         dist.all_reduce(memory_gb, dist.ReduceOp.MAX)
         wait_s, communication_s = (everything[4:] / self.runtime.world / self.steps).tolist()
@@ -77,10 +80,15 @@ class Meter:
                 keys.DATA_WAIT_S: wait_s,
                 **communication,
                 keys.COMPUTE_S: step_s - wait_s - communication_s,
+                **({} if self.runtime.world == 1 else self._slowest(own_s)),
                 keys.MEMORY_GB: memory_gb.item(),
             }
         )
         self._clear()
+
+    def _slowest(self, own_s: torch.Tensor) -> dict[str, float]:
+        most, rank = own_s.max(dim=0)
+        return {keys.SLOWEST_RANK: rank.item(), keys.SLOWEST_S: most.item()}
 
     def _most_memory_gb(self) -> float:
         """10^9 bytes that this rank has had at most."""

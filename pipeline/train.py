@@ -32,6 +32,7 @@ from pipeline.preflight import Flight, num_classes
 from pipeline.runtime import Runtime, StopRequest, seed_everything
 from pipeline.schedule import learning_rate
 from pipeline.stopwatch import Stopwatch
+from pipeline.whereabouts import COMPUTE, DATA, END, EVALUATE, SAVE, Whereabouts
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def length_of(config: Config, order: Order) -> Length:
     )
 
 
-def train(config: Config, flight: Flight, runtime: Runtime) -> signal.Signals | None:
+def train(config: Config, flight: Flight, runtime: Runtime, here: Whereabouts) -> signal.Signals | None:
     """Train from where the flight stands to the end of the config, or until a signal reaches any rank. Returns that
     signal, None at the end. Called by all ranks together. Raises UserError for what a person must mend first."""
     run, index, progress = flight.run, flight.index, flight.progress
@@ -96,7 +97,7 @@ def train(config: Config, flight: Flight, runtime: Runtime) -> signal.Signals | 
             run=run,
             too_many_bad=stop.refuse,
         )
-        stopped_by = _loop(config, flight, length, stepper, batches, runtime, journal, stop)
+        stopped_by = _loop(config, flight, length, stepper, batches, runtime, journal, stop, here)
         stepper.close()
     stop.close()
     return stopped_by
@@ -140,6 +141,7 @@ def _loop(
     runtime: Runtime,
     journal: Journal,
     stop: StopRequest,
+    here: Whereabouts,
 ) -> signal.Signals | None:
     """Returns the signal that ended it early."""
     progress = flight.progress
@@ -155,7 +157,7 @@ def _loop(
         )
         for group in stepper.engine.optimizer.param_groups:
             group["lr"] = lr
-        meter.add(take_step(stepper, batches, step, stop, meter.data_wait))
+        meter.add(take_step(stepper, batches, step, stop, meter.data_wait, here))
 
         done = step + 1
         progress.step, progress.epoch = done, done / length.epoch
@@ -168,9 +170,12 @@ def _loop(
         if done % config.train.log_every_steps == 0 or evaluating or saving:
             meter.log(done, progress.epoch, lr)  # refuses a diverged loss before it is saved and good checkpoints go
         if flight.validation is not None and evaluating:
-            _evaluate(config, stepper, flight.validation, runtime, progress, journal)
+            _evaluate(config, stepper, flight.validation, runtime, progress, journal, here)
         if saving or progress.best_step == done:
+            here.note(SAVE, done)
             folder = checkpoint.save(stepper.engine, progress, flight.run, runtime, config.train.keep_checkpoints)
+        if stopping or last:
+            here.note(END, done)
         if stopping:
             if refusal := stop.any_refusal():
                 raise UserError(f"{refusal}. {folder} is written; the same command goes on from it")
@@ -189,13 +194,20 @@ def _loop(
 
 
 def take_step(
-    stepper: engine.Stepper, batches: Iterator[Batch], step: int, stop: StopRequest, data_wait: Stopwatch
+    stepper: engine.Stepper,
+    batches: Iterator[Batch],
+    step: int,
+    stop: StopRequest,
+    data_wait: Stopwatch,
+    here: Whereabouts,
 ) -> torch.Tensor:
     """One optimizer step. Returns this rank's counts (see metrics.count)."""
     counts = torch.zeros(4, dtype=torch.float64, device=stepper.runtime.device)
     for micro_step in range(stepper.engine.gradient_accumulation_steps()):
+        here.note(DATA, step + 1)
         with stop.waiting(), data_wait:
             batch = next(batches)
+        here.note(COMPUTE, step + 1)
         logits = stepper.micro_step(batch.images, batch.labels, step, micro_step)
         counts += count(logits.log_softmax(dim=1), batch.labels)
     return counts
@@ -208,6 +220,7 @@ def _evaluate(
     runtime: Runtime,
     progress: Progress,
     journal: Journal,
+    here: Whereabouts,
 ) -> None:
     model = stepper.engine.module
     for buffer in model.buffers():  # batch normalisation's statistics differ by rank; a checkpoint holds rank 0's
@@ -222,6 +235,7 @@ def _evaluate(
             runtime=runtime,
             micro_batch=config.evaluation.micro_batch,
             bf16=engine.uses_bf16(config, runtime.on_gpu),
+            progress=lambda _: here.note(EVALUATE, progress.step),
         ).scores()
     model.train()
     error = scores[config.evaluation.views[0]].top1_error

@@ -10,6 +10,7 @@ from pipeline import journal as keys
 from pipeline.config import parse
 from pipeline.preflight import prepare
 from pipeline.train import alone_in
+from pipeline.whereabouts import Whereabouts
 
 
 class Clock:
@@ -86,7 +87,7 @@ def test_evaluations_and_checkpoints_are_not_training(alone, photos, held_out, t
     )
     flight = prepare(config, 1)
     with alone_in(flight, alone):
-        train.train(config, flight, alone)
+        train.train(config, flight, alone, Whereabouts(flight.run, 0))
     import json
 
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

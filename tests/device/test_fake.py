@@ -8,6 +8,7 @@ torch lets pass: copies to the CPU, and CPU tensors that an operation would fetc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,7 @@ from pipeline.evaluation.evaluate import Contender, evaluate
 from pipeline.evaluation.outcomes import Table
 from pipeline.runtime import Runtime
 from pipeline.train import take_step
+from pipeline.whereabouts import Whereabouts
 from tests.benchmarks.trainers.ours import NeverStopped
 
 CUDA = torch.device("cuda", 0)
@@ -197,7 +199,7 @@ def step_once(network: nn.Module, config: Config, world: int = 1) -> tuple[torch
     stepper = engine.Stepper(plain, config, runtime_of(world))
     assert stepper.reducer
     stepper.reducer.communication = nullcontext()  # type: ignore[assignment]  # a Stopwatch needs CUDA's events
-    counts = take_step(stepper, batches(), 0, NeverStopped(), nullcontext())  # type: ignore[arg-type]
+    counts = take_step(stepper, batches(), 0, NeverStopped(), nullcontext(), Whereabouts(Path(), 0))  # type: ignore[arg-type]
     return counts, plain
 
 

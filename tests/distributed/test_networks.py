@@ -9,10 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.distributed.test_failures import wait_for
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 HOSTS = (f"tencrop-{os.getpid()}-a", f"tencrop-{os.getpid()}-b")
@@ -122,3 +125,27 @@ def test_two_hosts_train_one_model_over_it(hosts, names, photos, tmp_path, maste
         weights = (tmp_path / "run" / "checkpoints").glob("*/model.safetensors")
         gradients = 4 * next(weights).stat().st_size
         assert min(bytes_sent(host, "fast0") - sent for host, sent in zip(hosts, before, strict=True)) > gradients / 2
+
+
+@pytest.mark.slow  # 90 s
+def test_a_link_that_is_cut_is_told_on_both_hosts_and_the_job_ends(hosts, names, photos, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(f"data: {{train: {photos}}}\ntrain: {{epochs: 9999, global_batch: 12, log_every_steps: 1}}\n")
+    words = [f"run={tmp_path / 'run'}", "train.stall_minutes=0.6", *SMALL]
+    pairs = zip(hosts, ("node-a", "node-b"), names, strict=True)
+    command = [str(LAUNCH / "multi_node.sh"), str(config), *words]
+    machines = [start(host, name, file, command, MASTER_ADDR="10.77.2.1") for host, name, file in pairs]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, 120)
+    ip("-n", hosts[1], "link", "set", "fast0", "down")
+    cut = time.monotonic()
+    try:
+        said = [machine.communicate(timeout=120)[0] for machine in machines]
+    finally:
+        ip("-n", hosts[1], "link", "set", "fast0", "up")
+    assert [machine.returncode for machine in machines] == [1, 1], said
+    assert time.monotonic() - cut < 80
+    for text, missing in zip(said, ("node-b", "the machine that hosts the rendezvous"), strict=True):
+        assert "warning: no rank has come to a new point for 2" in text, text
+        assert f"nothing was heard of {missing} for " in text
+        assert text.rstrip().splitlines()[-1].startswith("error: no rank has come to a new point for 0.6")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import count
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from pipeline.runtime import Runtime
 from pipeline.runtime import start as start_runtime
 from pipeline.stopwatch import Stopwatch
 from pipeline.train import take_step
+from pipeline.whereabouts import Whereabouts
 from tests.benchmarks.contest import SEED, Entry, Task, enter, versions
 from tests.benchmarks.loaders.ours import config_of
 
@@ -48,9 +50,9 @@ def stepper_of(task: Task) -> tuple[Config, Runtime, engine.Stepper]:
 
 def steps(stepper: engine.Stepper, batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
     """The counts of each step."""
-    data_wait = Stopwatch(stepper.runtime.device)
+    data_wait, nowhere = Stopwatch(stepper.runtime.device), Whereabouts(Path(), 0)
     for step in count():
-        yield take_step(stepper, batches, step, NeverStopped(), data_wait)  # type: ignore[arg-type]
+        yield take_step(stepper, batches, step, NeverStopped(), data_wait, nowhere)  # type: ignore[arg-type]
 
 
 class NeverStopped:

@@ -1,0 +1,316 @@
+"""Says within half a minute which rank keeps a job from going on, where it is and what to do; ends it when that lasts.
+
+Each launcher has a `Watch`: a thread that touches nothing which may hang with the job. It reads the positions of its
+machine's ranks (pipeline.whereabouts) and what a second thread, which may hang, learns of other machines through the
+rendezvous store. The launcher of the first machine speaks for all; without it, or without the store, each does.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch.failure import Failure
+from pipeline import whereabouts
+from pipeline.whereabouts import COMPUTE, DATA, EVALUATE, POINTS, SAVE, START
+
+QUIET_S = 20.0  # in which no rank of the machine came to a new point, until it is told; then again at three times that
+LONG = (START, SAVE)  # where all ranks together may be for three times as long before anything is said
+LOOK_S = 1.0
+REPORT_S = 5.0  # between two reports of a machine to the others
+UNHEARD_S = 15.0  # without a report
+OBEY_S = 10.0  # in which the launcher's main thread must have followed, else this one ends the job
+AT = "tencrop/at/"  # keys of the store, by machine
+
+
+class Rank(NamedTuple):
+    """A process to watch."""
+
+    rank: int
+    pid: int
+    error_file: str
+
+
+class Seen(NamedTuple):
+    """A rank, as its launcher sees it."""
+
+    rank: int
+    host: str
+    pid: int
+    step: int
+    point: int
+    still_s: float  # since it came there
+    state: str  # of the process, as /proc has it: R, S, D, T, ...; empty when it has ended
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.state in ("T", "t")
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.step, self.point
+
+
+def explain(seen: list[Seen], unheard: dict[str, float]) -> str:
+    """Where a job hangs: at machines that nothing was heard of for so many seconds, at ranks that are stopped, else at
+    those that are furthest behind, if any are."""
+    found = [
+        f"nothing was heard of {host} for {age_s:.0f} s (is it down, or the network towards it?)"
+        for host, age_s in unheard.items()
+    ]
+    found += [
+        f"rank {one.rank} on {one.host} is stopped by a signal (kill -CONT {one.pid} lets it go on)"
+        for one in seen
+        if one.is_stopped
+    ]
+    others = [one for one in seen if not one.is_stopped and one.host not in unheard]
+    first, last = (choose((one.place for one in others), default=None) for choose in (min, max))
+    if not found and first != last:
+        behind = [one for one in others if one.place == first]
+        waits = ", waiting for a disk" if all(one.state == "D" for one in behind) else ""
+        found.append(f"{_named(behind)} {_are(behind)} still at {_point(first)}{waits}")
+    if last and not found:
+        return f"all ranks are at {_point(last)}"
+    return "; ".join(found) + (f"; the others are at {_point(last)}" if last else "")
+
+
+def _point(place: tuple[int, int] | None) -> str:
+    return POINTS[place[1]].format(place[0]) if place else ""
+
+
+def _are(seen: list[Seen]) -> str:
+    return "is" if len(seen) == 1 else "are"
+
+
+def _named(seen: list[Seen]) -> str:
+    ranks = defaultdict(list)
+    for one in seen:
+        ranks[one.host].append(str(one.rank))
+    names = [f"rank {', '.join(of[:4])}{' ...' if len(of) > 4 else ''} on {host}" for host, of in ranks.items()]
+    return " and ".join(names[:3]) + (f" and {len(names) - 3} more machines" if len(names) > 3 else "")
+
+
+def see(watched: Rank, host: str, since_s: float) -> Seen:
+    """`since_s` is when the rank was started, its first point."""
+    try:
+        state = Path(f"/proc/{watched.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        state = ""
+    state = "" if state in ("Z", "X") else state
+    position = whereabouts.read(watched.error_file)
+    step, point, at_s = (position.step, position.point, position.at_s) if position else (0, START, since_s)
+    return Seen(watched.rank, host, watched.pid, step, point, time.monotonic() - at_s, state)
+
+
+class Watch:
+    """Of one launcher. `verdict` is set when the job must end; the launcher's main thread looks at it."""
+
+    def __init__(self, say: Callable[[str], None] | None = None):
+        self.host = socket.gethostname()
+        self.verdict: Failure | None = None
+        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._ranks: list[Rank] = []
+        self._since_s = self._told_s = 0.0
+        self._still_s = self._longest_s = 0.0  # since the last point of this machine; between two, after the first step
+        self._store: Any = None
+        self._machine, self._num_machines = 0, 1
+        self._reports: dict[int, tuple[str, list[Seen], int, float]] = {}  # host, ranks, number of it, when it came
+        self._contact_s = 0.0  # when the store answered last
+        self._joining: tuple[Any, float] | None = None
+        self._signal: tuple[int, float] | None = None  # the first, and when it came
+        self._obeyed = False
+        self._awake, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for work in (self._watch, self._exchange):
+            threading.Thread(target=work, daemon=True).start()
+
+    # What the launcher says
+
+    def joining(self, handler: Any) -> None:
+        """It waits for the other machines from now on."""
+        self._ranks, self._joining, self._told_s = [], (handler, time.monotonic()), 0.0
+
+    def started(self, ranks: list[Rank], store: Any, machine: int, num_machines: int) -> None:
+        """All machines are there, and these ranks were started."""
+        self.verdict, self._joining, self._reports = None, None, {}
+        self._since_s = self._contact_s = time.monotonic()
+        self._told_s = self._still_s = self._longest_s = 0.0
+        self._store, self._machine, self._num_machines = store, machine, num_machines
+        self._ranks = ranks
+
+    def ending(self) -> None:
+        """It ends the ranks, or they have ended."""
+        self._ranks, self._joining = [], None
+
+    def obeyed(self) -> None:
+        """It has seen a signal, and stops the ranks."""
+        self._obeyed = True
+
+    def hangs(self) -> str | None:
+        """Where, if the ranks of this machine have trained before and do not come to new points any more."""
+        seen = self._seen()
+        if not seen or any(one.point not in (DATA, COMPUTE, EVALUATE) for one in seen) or not self._longest_s:
+            return None
+        return self._words(seen) if _still_s(seen) > max(QUIET_S, 3 * self._longest_s) else None
+
+    # The thread that does not hang
+
+    def _watch(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._awake], [], [], LOOK_S)
+            if ready and (numbers := [n for n in os.read(self._awake, 64) if n != signal.SIGCHLD]):
+                self._signal = self._signal or (numbers[0], time.monotonic())
+            self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self._signal and not self._obeyed and now - self._signal[1] > OBEY_S:
+            self._end_all(128 + self._signal[0], f"stopped by {signal.Signals(self._signal[0]).name}")
+        elif self._joining and now - self._joining[1] > max(QUIET_S, 3 * self._told_s):
+            self._told_s = now - self._joining[1]
+            self._say(_missing(self._joining[0], self._told_s))
+        elif seen := self._seen():
+            self._judge(seen)
+
+    def _seen(self) -> list[Seen]:
+        seen = [see(rank, self.host, self._since_s) for rank in self._ranks]
+        return [one for one in seen if one.state]
+
+    def _judge(self, seen: list[Seen]) -> None:
+        still_s, before_s = _still_s(seen), self._still_s
+        self._still_s = still_s
+        if still_s < before_s and min(one.step for one in seen) > 1:
+            self._longest_s = max(self._longest_s, before_s)
+        if still_s < QUIET_S:
+            self._told_s = 0.0
+            return
+        places = {one.place for one in self._known(seen)}
+        patience = 3 * QUIET_S if len(places) == 1 and seen[0].point in LONG else QUIET_S
+        speaks = self._machine == 0 or 0 in self._unheard() or self._contact_age_s() > UNHEARD_S
+        if still_s > max(patience, 3 * self._told_s) and speaks:
+            self._told_s = still_s
+            self._say(
+                f"warning: no rank has come to a new point for {still_s:.0f} s: {self._words(seen)}. {self._end()}"
+            )
+        stall_s = self._stall_s()
+        late_s = still_s - stall_s - (0 if speaks else OBEY_S)
+        if stall_s and late_s > 0:
+            if self.verdict is None:
+                words = f"no rank has come to a new point for {still_s / 60:.3g} min (train.stall_minutes): "
+                words += f"{self._words(seen)}. {self._stacks(seen)}"
+                self.verdict = Failure(seen[0].rank, self.host, 1, words, at=time.time(), stalled=True)
+            elif late_s > OBEY_S:
+                self._end_all(1, self.verdict.words)
+
+    def _end(self) -> str:
+        stall_s = self._stall_s()
+        by_itself = f"The job ends after {stall_s / 60:g} min of this (train.stall_minutes); " if stall_s else ""
+        return f"{by_itself}Ctrl-C ends it now, and the same command goes on from the last checkpoint"
+
+    def _stall_s(self) -> float:
+        positions = [whereabouts.read(rank.error_file) for rank in self._ranks]
+        return max((position.stall_s for position in positions if position), default=0.0)
+
+    def _known(self, seen: list[Seen]) -> list[Seen]:
+        """The ranks of this machine, and those that others have reported."""
+        others = [of for number, (_, of, _, _) in self._reports.items() if number != self._machine]
+        return seen + [one for of in others for one in of]
+
+    def _words(self, seen: list[Seen]) -> str:
+        if (age_s := self._contact_age_s()) > UNHEARD_S:  # then nothing is known of any
+            return explain(seen, {"the machine that hosts the rendezvous": age_s})
+        return explain(self._known(seen), {self._reports[n][0]: age_s for n, age_s in self._unheard().items()})
+
+    def _contact_age_s(self) -> float:
+        """Since the store answered."""
+        return time.monotonic() - self._contact_s
+
+    def _unheard(self) -> dict[int, float]:
+        """Machines that have not reported for `UNHEARD_S`, and for how long."""
+        now = time.monotonic()
+        return {number: now - report[3] for number, report in self._reports.items() if now - report[3] > UNHEARD_S}
+
+    def _stacks(self, seen: list[Seen]) -> str:
+        """Have all ranks of this machine write Python's stacks, and collect them in the run folder."""
+        stacks = []
+        for one in seen:
+            if not one.is_stopped:
+                with contextlib.suppress(OSError):
+                    os.kill(one.pid, signal.SIGUSR2)
+        time.sleep(1)
+        run = ""
+        for watched in self._ranks:
+            with contextlib.suppress(OSError):
+                stacks.append(f"rank {watched.rank}\n{whereabouts.stacks_file(watched.error_file).read_text()}")
+            position = whereabouts.read(watched.error_file)
+            run = position.run if position else run
+        path = Path(run or ".", f"stacks-{self.host}-{datetime.now():%Y%m%d-%H%M%S}.txt")
+        try:
+            path.write_text("\n".join(stacks))
+        except OSError as error:
+            return f"The stacks of its ranks could not be written ({error})"
+        return f"What its ranks were at: {path}"
+
+    def _end_all(self, code: int, words: str) -> None:
+        """When the launcher hangs too."""
+        for watched in self._ranks:
+            with contextlib.suppress(OSError):
+                os.kill(watched.pid, signal.SIGKILL)
+        self._say(
+            f"\nerror: {words}. The launcher hangs too, so its ranks are killed. What came after the last checkpoint "
+            f"is lost; the same command goes on from it"
+        )
+        os._exit(code)
+
+    # The thread that may hang
+
+    def _exchange(self) -> None:
+        number = 0
+        while True:
+            time.sleep(REPORT_S)
+            store, number = self._store, number + 1
+            if not self._ranks or store is None:
+                continue
+            try:
+                store.set(f"{AT}{self._machine}", json.dumps([self.host, self._seen(), number]))
+                all_of_them = self._machine == 0 or 0 in self._unheard()
+                for machine in range(self._num_machines if all_of_them else 1):
+                    if store.check([f"{AT}{machine}"]):
+                        self._hear(machine, store.get(f"{AT}{machine}"))
+                self._contact_s = time.monotonic()
+            except (RuntimeError, ValueError, TypeError):  # the store is gone, or another one is there
+                continue
+
+    def _hear(self, machine: int, report: bytes) -> None:
+        host, seen, number = json.loads(report)
+        before = self._reports.get(machine)
+        if before is None or before[2] != number:
+            self._reports[machine] = host, [Seen(*one) for one in seen], number, time.monotonic()
+
+
+def _still_s(seen: list[Seen]) -> float:
+    """Since any of them came to a new point."""
+    return min(one.still_s for one in seen)
+
+
+def _missing(handler: Any, waited_s: float) -> str:
+    """Who has come to the rendezvous. Reads torch's own state, which has no public form."""
+    state = getattr(getattr(handler, "_state_holder", None), "state", None)
+    wanted = getattr(getattr(handler, "settings", None), "min_nodes", "?")
+    here = sorted(node.addr for node in getattr(state, "participants", ()))
+    return (
+        f"warning: {len(here)} of {wanted} machines have come in {waited_s:.0f} s: {', '.join(here) or 'none'}. Start "
+        f"the same command on the others. If they wait too, they have another MASTER_ADDR, MASTER_PORT or JOB_ID, or "
+        f"the network between them is closed"
+    )
