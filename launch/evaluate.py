@@ -98,13 +98,17 @@ def _score(found, outputs, index, finish) -> None:
     """Score, and hand the outcomes to `finish` on the first rank."""
     import torch
 
+    from pipeline import agreement
     from pipeline.engine import uses_bf16
     from pipeline.evaluation.evaluate import Contender, evaluate
     from pipeline.runtime import start
     from pipeline.versions import versions
+    from pipeline.whereabouts import EVALUATE, Whereabouts
 
     config = found[0].config
     with start() as runtime:
+        agreement.require(agreement.of_scoring(found, index, runtime), runtime)
+        here = Whereabouts(found[0].run or Path(), 60 * config.train.stall_minutes)
         bf16 = uses_bf16(config, runtime.on_gpu)
         contenders = []
         for one in found:
@@ -113,6 +117,11 @@ def _score(found, outputs, index, finish) -> None:
         begin = time.perf_counter()
         bar = meter(index.num_samples, 0, "images", "scoring") if runtime.is_main else nullcontext(lambda done: None)
         with bar as progress:
+
+            def tell(done: int) -> None:
+                here.note(EVALUATE, found[0].step)
+                progress(done)
+
             outcomes = evaluate(
                 contenders,
                 index,
@@ -122,7 +131,7 @@ def _score(found, outputs, index, finish) -> None:
                 runtime=runtime,
                 micro_batch=config.evaluation.micro_batch,
                 bf16=bf16,
-                progress=progress,
+                progress=tell,
             )
         images_per_s = index.num_samples / (time.perf_counter() - begin)
         if not runtime.is_main:

@@ -61,7 +61,7 @@ def main() -> None:
     here = Whereabouts(flight.run, 60 * config.train.stall_minutes)
     here.note(START, flight.progress.step)
     with start() as runtime:
-        hosts = agreement.require(agreement.facts_of(config, flight, runtime), runtime)
+        hosts = agreement.require(agreement.of_training(config, flight, runtime), runtime)
         total = length_of(config, order_of(flight.index, config.data, config.train.global_batch, config.seed)).total
         if flight.progress.step >= total:
             if runtime.is_main:

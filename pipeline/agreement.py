@@ -1,4 +1,4 @@
-"""What all ranks of a job must have in common before the first step: config, code, versions, layout, data, run folder.
+"""What all ranks of a job must have in common before its first step: config, code, versions, layout, data, run folder.
 
 In: each rank's own view. Out: nothing, or the same UserError on all ranks, with what differs and where. Without this,
 two machines that were started with other words trained to the end, on some images twice and on others never.
@@ -9,11 +9,14 @@ import secrets
 import socket
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, resolved
+from pipeline.data.index import Index
 from pipeline.errors import UserError
+from pipeline.evaluation.classifier import Classifier
 from pipeline.preflight import Flight
 from pipeline.runtime import Runtime
 from pipeline.unread import flat
@@ -27,17 +30,25 @@ MOST_HOSTS = 3  # that a message names
 Facts = dict[str, Any]
 
 
-def facts_of(config: Config, flight: Flight, runtime: Runtime) -> Facts:
-    """What must be the same on all ranks, by the names that a message uses."""
-    facts = {key: value for key, value in flat(resolved(config)).items() if key not in PATHS}
-    facts |= {f"version of {name}": version for name, version in versions().items()}
-    return facts | {
-        "code (SHA-256)": _code_sha256(),
-        "processes on the machine": runtime.local_world,
+def of_training(config: Config, flight: Flight, runtime: Runtime) -> Facts:
+    """What must be the same on all ranks that train, by the names that a message uses."""
+    return _of_any(config, runtime) | {
         "data.train (fingerprint)": flight.index.fingerprint,
         "data.validation (fingerprint)": flight.validation and flight.validation.fingerprint,
         "steps done, as the run folder says": flight.progress.step,
     }
+
+
+def of_scoring(found: Sequence[Classifier], index: Index, runtime: Runtime) -> Facts:
+    """What must be the same on all ranks that score."""
+    facts = _of_any(found[0].config, runtime) | {"the set (fingerprint)": index.fingerprint}
+    return facts | {f"weights {number} (SHA-256)": one.weights_sha256 for number, one in enumerate(found, start=1)}
+
+
+def _of_any(config: Config, runtime: Runtime) -> Facts:
+    facts = {key: value for key, value in flat(resolved(config)).items() if key not in PATHS}
+    facts |= {f"version of {name}": version for name, version in versions().items()}
+    return facts | {"code (SHA-256)": _code_sha256(), "processes on the machine": runtime.local_world}
 
 
 def require(facts: Facts, runtime: Runtime) -> str:

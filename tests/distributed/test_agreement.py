@@ -5,11 +5,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch.multiprocessing as mp
 
 from pipeline import agreement
+from pipeline.config import parse
 from pipeline.errors import UserError
 from pipeline.locks import only_job
 from pipeline.runtime import start as join
@@ -110,6 +112,22 @@ def test_all_ranks_tell_the_same_differences(tmp_path):
 def test_many_hosts_are_counted():
     places = [(rank, f"node{rank // 2}") for rank in range(12)]
     assert agreement._named(places) == "node0 (rank 0 to 1), node1 (rank 2 to 3), node2 (rank 4 to 5) and 3 more"
+
+
+def test_scorers_compare_weights_set_and_settings(alone):
+    def facts(weights: str = "aa", fingerprint: str = "ff", views: str = "centre") -> dict:
+        config = parse({"evaluation": {"views": views}}, "test")
+        one = SimpleNamespace(weights_sha256=weights, config=config)
+        return agreement.of_scoring([one], SimpleNamespace(fingerprint=fingerprint), alone)  # type: ignore[arg-type]
+
+    def differing(other: dict) -> set[str]:
+        return {key for key, value in facts().items() if other[key] != value}
+
+    assert differing(facts()) == set()
+    assert differing(facts("bb")) == {"weights 1 (SHA-256)"}
+    assert differing(facts("aa", "ee")) == {"the set (fingerprint)"}
+    assert differing(facts("aa", "ff", "ten")) == {"evaluation.views"}
+    assert "version of torch" in facts()
 
 
 def test_code_differs_by_one_byte(tmp_path, monkeypatch):
