@@ -5,12 +5,15 @@ In: an engine and a `Progress`. Out: RUN/checkpoints/step-00000500/ with
     optimizer.safetensors  the momentum of each parameter, by its name, whatever the ZeRO stage and number of ranks
     progress.json          epoch, step, evaluations, the config, and size and SHA-256 of every other file
 Nothing is unpickled; older checkpoints, with DeepSpeed's engine/*.pt, are read with torch's safe loader. Written under
-a temporary name, values read back and compared, renamed; `latest` moves last; old ones are pruned.
+a temporary name, values read back and compared, renamed; then the pointers `latest` and `best` move, and old ones are
+pruned. Which is best stands in progress.json: `best` says it again, for people.
 """
 
 import json
 import os
 import pickle
+import re
+import shlex
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +31,7 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 VELOCITY_LR = "velocity_lr"  # in OPTIMIZER, beside the names of parameters
 OLD_ENGINE = "engine/mp_rank_00_model_states.pt"
+STEP = re.compile(r"step-\d{8,}")  # a checkpoint's folder
 
 
 @dataclass
@@ -57,8 +61,8 @@ def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int
     from pipeline.optimizer_state import collect
 
     root = run / "checkpoints"
-    final = root / f"step-{progress.step:08d}"
-    temporary = root / f".writing-step-{progress.step:08d}"
+    final = _folder(root, progress.step)
+    temporary = root / f".writing-{final.name}"
     if runtime.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -70,12 +74,17 @@ def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         sums = {str(path.relative_to(temporary)): [path.stat().st_size, _synced_sha256(path)] for path in files}
         _write_json(temporary / PROGRESS, {**asdict(progress), "files": sums})
+        best = _folder(root, progress.best_step) if progress.best_step else None
+        pointers = {"latest": final.name}
+        if best and (best == final or best.is_dir()):
+            pointers["best"] = best.name
+        for pointer, name in pointers.items():
+            _stage(root / pointer, name)
         shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
         os.replace(temporary, final)
-        _point(root / "latest", final.name)
-        if progress.best_step == progress.step:
-            _point(root / "best", final.name)
-        _prune(root, keep)
+        for pointer in pointers:
+            os.replace(_staged(root / pointer), root / pointer)
+        _prune(root, keep, final.name)
     dist.barrier()
     return final
 
@@ -93,7 +102,9 @@ def read_optimizer(folder: Path) -> "OptimizerState":
         return OptimizerState(state, None if velocity_lr is None else velocity_lr.item())
     old = folder / OLD_ENGINE
     if not old.is_file():
-        raise UserError(f"{folder} has neither {OPTIMIZER} nor {OLD_ENGINE}: nothing to go on from. {_way_out(folder)}")
+        raise UserError(
+            f"{folder} has neither {OPTIMIZER} nor {OLD_ENGINE}: nothing to go on from. {_instead_of(folder)}"
+        )
     try:
         saved = torch.load(old, map_location="cpu", weights_only=True)
         module, optimizer, buffers = saved["module"], saved["optimizer"], set(saved["buffer_names"])
@@ -126,22 +137,54 @@ def find(source: Path, which: str = "latest") -> Path:
 
 
 def latest(run: Path, which: str = "latest") -> Path | None:
-    """The folder of the newest (or `best`) checkpoint of a run, or None. Raises UserError if it is gone."""
-    pointer = run / "checkpoints" / which
-    if not pointer.exists():
+    """The folder of the newest (or `best`) checkpoint of a run, or None if it has none.
+
+    Raises UserError, offering the newest whole one, if there are checkpoints and `latest` names none of them.
+    """
+    root = run / "checkpoints"
+    if which == "best":
+        return _best(root)
+    folder, pointer = _pointed(root, "latest"), root / "latest"
+    if folder is not None and folder.is_dir():
+        return folder
+    names = ", ".join(step.name for step in _steps(root))
+    if not names and (folder is None or not pointer.exists()):
         return None
-    folder = pointer.parent / pointer.read_text().strip()
-    if not folder.is_dir():
-        others = ", ".join(sorted(path.name for path in pointer.parent.glob("step-*"))) or "none"
-        raise UserError(f"{pointer} names {folder.name}, which is not there (there are: {others}). Write one into it")
-    return folder
+    if not pointer.exists():
+        reason = "is missing"
+    elif folder is None:
+        reason = f"holds {pointer.read_bytes()[:40]!r}, which is no checkpoint's name"
+    else:
+        reason = f"names {folder.name}, which is not there"
+    raise UserError(f"{pointer} {reason} (there are: {names or 'none'}). {_way_out(root)}")
+
+
+def _best(root: Path) -> Path | None:
+    """As progress.json of the latest one states it: a kill may have come before `best` moved, or somebody lost it."""
+    pointed, newest = _pointed(root, "best"), _pointed(root, "latest")
+    try:
+        step = _read(newest, verify=False).best_step if newest else None
+    except UserError:  # then `best` is all there is
+        step = None
+    stated = _folder(root, step) if step else None
+    return next((folder for folder in (stated, pointed) if folder and folder.is_dir()), None)
 
 
 def read(folder: Path, verify: bool = True) -> Progress:
     """The progress of a checkpoint; with `verify`, all its files must have the size and checksum written with them.
 
-    Raises UserError, naming the file, for a corrupt checkpoint.
+    Raises UserError, naming the file, for a corrupt checkpoint, and offers the newest whole one.
     """
+    try:
+        return _read(folder, verify)
+    except UserError as error:
+        if not (folder / PROGRESS).is_file():
+            raise
+        raise UserError(f"{error}. {_instead_of(folder)}") from None
+
+
+def _read(folder: Path, verify: bool) -> Progress:
+    """`read` without the next action."""
     path = folder / PROGRESS
     try:
         facts = json.loads(path.read_text())
@@ -150,21 +193,46 @@ def read(folder: Path, verify: bool = True) -> Progress:
     except FileNotFoundError:
         raise UserError(f"{folder} is no checkpoint: it has no {PROGRESS}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}). {_way_out(folder)}") from None
+        raise UserError(f"{path} is damaged ({error})") from None
     for name, (size, sha256) in files.items() if verify else ():
         file = folder / name
         if not file.is_file():
-            raise UserError(f"{file} is missing, so this checkpoint is corrupt. {_way_out(folder)}")
+            raise UserError(f"{file} is missing, so this checkpoint is corrupt")
         if file.stat().st_size != size or file_sha256(file) != sha256:
-            raise UserError(f"{file} is not what was written (its checksum differs): corrupt. {_way_out(folder)}")
+            raise UserError(f"{file} is not what was written (its checksum differs): corrupt")
     return progress
 
 
-def _way_out(folder: Path) -> str:
-    older = sorted(path.name for path in folder.parent.glob("step-*") if path.name < folder.name)
-    if not older:
-        return f"There is no older one: remove {folder.parent} to start over"
-    return f"To go on from the one before: echo {older[-1]} > {folder.parent / 'latest'}"
+def _instead_of(folder: Path) -> str:
+    """The next action when a checkpoint is damaged."""
+    return _way_out(folder.parent, folder) if folder.parent.name == "checkpoints" else "Copy it here again"
+
+
+def _way_out(root: Path, damaged: Path | None = None) -> str:
+    """The line that makes the newest whole checkpoint the latest one; every file of it has been looked at."""
+    for folder in reversed(_steps(root)):
+        if folder != damaged and _is_whole(folder):
+            pointer = shlex.quote(str(root / "latest"))
+            return f"To go on from the newest whole one: echo {folder.name} > {pointer}"
+    return f"There is no whole one: give another run=..., or remove {root} to start over"
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _read(folder, verify=True)
+    except (UserError, OSError):
+        return False
+    return True
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def _steps(root: Path) -> list[Path]:
+    """All that look like checkpoints, oldest first."""
+    found = [path for path in root.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
@@ -191,16 +259,34 @@ def _write_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
 
 
-def _point(pointer: Path, name: str) -> None:
-    temporary = pointer.with_name(f".{pointer.name}")
-    temporary.write_text(name + "\n")
-    os.replace(temporary, pointer)
+def _stage(pointer: Path, name: str) -> None:
+    """Write what `pointer` will be, so that moving it needs no room."""
+    with open(_staged(pointer), "w") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # a machine that loses power would otherwise leave an empty one
 
 
-def _prune(root: Path, keep: int) -> None:
-    kept = {pointer.read_text().strip() for pointer in (root / "latest", root / "best") if pointer.exists()}
-    for folder in sorted(root.glob("step-*"))[:-keep]:
-        if folder.name not in kept:
+def _staged(pointer: Path) -> Path:
+    return pointer.with_name(f".{pointer.name}")
+
+
+def _pointed(root: Path, which: str) -> Path | None:
+    """The folder that a pointer names, there or not; None if it is lost or holds no name. Without a pointer the staged
+    one counts: the first save of a run was killed before it moved."""
+    pointer = root / which
+    file = pointer if pointer.exists() else _staged(pointer)
+    name = file.read_text(errors="replace").strip() if file.is_file() else ""
+    return root / name if STEP.fullmatch(name) else None
+
+
+def _prune(root: Path, keep: int, newest: str) -> None:
+    """Keep `keep` checkpoints up to the newest, and the best. Later ones, from before somebody went back, stay."""
+    best = _best(root)
+    steps = _steps(root)
+    names = [folder.name for folder in steps]
+    for folder in steps[: names.index(newest) + 1][:-keep]:
+        if folder != best:
             folder.rename(root / f".writing-{folder.name}")  # no half of it may look like a checkpoint
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -197,6 +199,22 @@ def test_pruning_keeps_the_best_and_the_newest(save, tmp_path, keep, best_step, 
     assert checkpoint.read(checkpoint.latest(tmp_path / "run")).step == 5
 
 
+def test_pruning_leaves_the_best_whose_pointer_is_lost(save, tmp_path):
+    best = save(1, best_step=1)
+    (tmp_path / "run" / "checkpoints" / "best").unlink()
+    for step in (2, 3, 4):
+        save(step, keep=1, best_step=1)
+    assert folders(tmp_path / "run") == [best.name, "step-00000004"]
+    assert (tmp_path / "run" / "checkpoints" / "best").read_text() == f"{best.name}\n"
+
+
+def test_pruning_after_somebody_went_back_leaves_what_is_newer(save, tmp_path):
+    for step in (1, 2, 5, 6):
+        save(step, keep=4)
+    save(3, keep=2)
+    assert folders(tmp_path / "run") == [f"step-{step:08d}" for step in (2, 3, 5, 6)]
+
+
 def test_run_without_checkpoints_has_no_latest(tmp_path):
     assert checkpoint.latest(tmp_path) is None
 
@@ -250,6 +268,114 @@ def test_leftover_of_another_step_is_ignored_and_removed(save, tmp_path):
     assert folders(tmp_path / "run") == ["step-00000001"]
 
 
+@pytest.mark.parametrize("moved", [0, 1, 2])
+@pytest.mark.parametrize("first", [True, False])
+def test_killed_between_the_last_moves(save, tmp_path, monkeypatch, first, moved):
+    """After the folder, after `latest`, after `best` too: nothing that is whole is lost, nor which is the best."""
+    run = tmp_path / "run"
+    before = None if first else save(1, best_step=1)
+    pointers, real = ["latest", "best"][moved:], os.replace
+
+    def killed(source, target) -> None:
+        if Path(target).name in pointers:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        if pointers:
+            with pytest.raises(KeyboardInterrupt):
+                save(2, keep=1, best_step=2)
+        else:
+            save(2, keep=1, best_step=2)
+    second = run / "checkpoints" / "step-00000002"
+    expected = before if before and moved == 0 else second
+    assert checkpoint.latest(run) == checkpoint.latest(run, "best") == expected
+    third = save(3, keep=1, best_step=2 if expected == second else 1)
+    assert checkpoint.latest(run) == third
+    assert checkpoint.latest(run, "best") == expected
+    assert checkpoint.read(expected).step == (1 if expected == before else 2)
+
+
+def test_killed_before_the_first_folder_moved(save, tmp_path, monkeypatch):
+    def killed(source, target) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(1)
+    assert checkpoint.latest(tmp_path / "run") is None
+
+
+# Lost pointers
+
+
+LOST = {
+    "missing": None,
+    "empty": b"",
+    "binary": b"\xff\xfe\x00\x93",
+    "a path": b"../../elsewhere",
+}
+
+
+def lose(pointer: Path, how: str) -> None:
+    pointer.unlink()
+    if (content := LOST[how]) is not None:
+        pointer.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_lost_latest_is_refused_and_the_newest_whole_one_offered(save, tmp_path, how):
+    run, root = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    save(1)
+    whole, damaged = save(2), save(3)
+    cut_short(damaged / "optimizer.safetensors")
+    lose(root / "latest", how)
+    text = refused(checkpoint.latest, run)
+    assert text.startswith(f"{root / 'latest'} {'is missing' if how == 'missing' else 'holds b'}")
+    assert "(there are: step-00000001, step-00000002, step-00000003)" in text
+    line = text.partition("To go on from the newest whole one: ")[2]
+    subprocess.run(line, shell=True, check=True)
+    assert checkpoint.latest(run) == whole
+
+
+def test_the_line_to_paste_is_quoted(save, tmp_path):
+    folder = save(1)
+    spaced = tmp_path / "my run"
+    shutil.copytree(folder.parents[1], spaced)
+    (spaced / "checkpoints" / "latest").unlink()
+    subprocess.run(refused(checkpoint.latest, spaced).partition("one: ")[2], shell=True, check=True)
+    assert checkpoint.latest(spaced) == spaced / "checkpoints" / folder.name
+
+
+def test_lost_latest_beside_damaged_ones_only(save, tmp_path):
+    folder = save(1)
+    cut_short(folder / "model.safetensors")
+    (folder.parent / "latest").unlink()
+    text = refused(checkpoint.latest, tmp_path / "run")
+    assert text.endswith(f"There is no whole one: give another run=..., or remove {folder.parent} to start over")
+
+
+@pytest.mark.parametrize("how", [*LOST, "stale", "gone"])
+def test_lost_best_is_what_progress_states(save, tmp_path, how):
+    run, pointer = tmp_path / "run", tmp_path / "run" / "checkpoints" / "best"
+    save(1)
+    best = save(2, best_step=2)
+    save(3, best_step=2)
+    if how in LOST:
+        lose(pointer, how)
+    else:
+        pointer.write_text({"stale": "step-00000001\n", "gone": "step-00000009\n"}[how])
+    assert checkpoint.find(run, "best") == best
+
+
+def test_best_where_the_latest_is_damaged(save, tmp_path):
+    best, folder = save(1, best_step=1), save(2, best_step=1)
+    (folder / "progress.json").write_text("{")
+    assert checkpoint.find(tmp_path / "run", "best") == best
+
+
 # Corrupt
 
 
@@ -280,7 +406,7 @@ def test_corrupt_file_is_named_with_the_way_out(save, name, damage, reason):
     text = refused(checkpoint.read, folder)
     assert f"{folder / name} {reason}" in text
     assert "corrupt" in text
-    assert text.endswith(f"To go on from the one before: echo {older.name} > {folder.parent / 'latest'}")
+    assert text.endswith(f"To go on from the newest whole one: echo {older.name} > {folder.parent / 'latest'}")
     (folder.parent / "latest").write_text(f"{older.name}\n")  # as the text says
     assert checkpoint.read(checkpoint.latest(folder.parents[1])).step == 1
 
@@ -289,7 +415,22 @@ def test_only_checkpoint_corrupt(save):
     folder = save(1)
     cut_short(folder / "model.safetensors")
     text = refused(checkpoint.read, folder)
-    assert text.endswith(f"There is no older one: remove {folder.parent} to start over")
+    assert text.endswith(f"There is no whole one: give another run=..., or remove {folder.parent} to start over")
+
+
+def test_the_newest_whole_one_is_offered_not_the_one_before(save):
+    oldest, older, folder = save(1), save(2), save(3)
+    for damaged in (older, folder):
+        cut_short(damaged / "model.safetensors")
+    assert f": echo {oldest.name} > {folder.parent / 'latest'}" in refused(checkpoint.read, folder)
+
+
+def test_a_copy_of_a_checkpoint_that_is_damaged_endangers_nothing_beside_it(save, tmp_path):
+    copy = tmp_path / "kept" / "best-model"
+    shutil.copytree(save(1), copy)
+    cut_short(copy / "model.safetensors")
+    text = refused(checkpoint.read, copy)
+    assert text.endswith("corrupt. Copy it here again")
 
 
 def test_files_that_were_added_do_no_harm(save):
