@@ -15,12 +15,14 @@ import pickle
 import re
 import shlex
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.data.index import file_sha256
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_mistake
 from pipeline.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -34,20 +36,31 @@ OLD_ENGINE = "engine/mp_rank_00_model_states.pt"
 STEP = re.compile(r"step-\d{8,}")  # a checkpoint's folder
 
 
+Count = Annotated[int, Field(strict=True, ge=0)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
 @dataclass
 class Progress:
     """Where a run stands: `step` optimizer steps are done. All that a resumed run needs beside the engine's state."""
 
-    step: int = 0
-    epoch: float = 0.0
-    samples_seen: int = 0
-    errors: list[float] = field(default_factory=list)  # validation top-1 error of every evaluation, oldest first
-    best_error: float | None = None
-    best_step: int | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    step: Count = 0
+    epoch: NotNegative = 0.0
+    samples_seen: Count = 0
+    errors: list[Fraction] = field(default_factory=list)  # validation top-1 error of every evaluation, oldest first
+    best_error: Fraction | None = None
+    best_step: Count | None = None
     wandb_id: str | None = None
     data_fingerprint: str = ""
     classes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+
+
+_PROGRESS = TypeAdapter(Progress)
+_FILES = TypeAdapter(dict[str, tuple[Count, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]])  # size and SHA-256
 
 
 def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int) -> Path:
@@ -187,13 +200,13 @@ def _read(folder: Path, verify: bool) -> Progress:
     """`read` without the next action."""
     path = folder / PROGRESS
     try:
-        facts = json.loads(path.read_text())
-        files = {name: (int(size), str(sha256)) for name, (size, sha256) in facts.pop("files").items()}
-        progress = Progress(**facts)
+        progress, files = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} is no checkpoint: it has no {PROGRESS}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error})") from None
+    if STEP.fullmatch(folder.name) and folder != _folder(folder.parent, progress.step):
+        raise UserError(f"{path} is damaged (step={progress.step}, but the folder is {folder.name})")
     for name, (size, sha256) in files.items() if verify else ():
         file = folder / name
         if not file.is_file():
@@ -201,6 +214,25 @@ def _read(folder: Path, verify: bool) -> Progress:
         if file.stat().st_size != size or file_sha256(file) != sha256:
             raise UserError(f"{file} is not what was written (its checksum differs): corrupt")
     return progress
+
+
+def _parse(text: str) -> tuple[Progress, dict[str, tuple[int, str]]]:
+    """What is in progress.json. Raises ValueError, naming the field and its value."""
+    facts = json.loads(text)
+    if not isinstance(facts, dict):
+        raise ValueError(f"it holds {facts!r:.80}, not the fields of a checkpoint")
+    if missing := {"files", *(field.name for field in fields(Progress))} - facts.keys():
+        raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    try:
+        files = _FILES.validate_python(facts.pop("files"))
+        progress = _PROGRESS.validate_python(facts)
+    except ValidationError as error:
+        raise ValueError(first_mistake(error)) from None
+    if (progress.best_step is None) != (progress.best_error is None) or (progress.best_step or 0) > progress.step:
+        raise ValueError(
+            f"best_step={progress.best_step}, best_error={progress.best_error} cannot be at step={progress.step}"
+        )
+    return progress, files
 
 
 def _instead_of(folder: Path) -> str:

@@ -141,7 +141,7 @@ class Stepper:
         if config.train.zero_stage == 0:
             dtype = torch.bfloat16 if config.train.reduction == "bf16" else None
             self.reducer = Reducer(engine.module, runtime, dtype)
-        self.communication = self.reducer and self.reducer.communication
+        self.communication = self.reducer.communication if self.reducer else None
 
     def micro_step(self, images: torch.Tensor, labels: torch.Tensor, step: int, micro_step: int) -> torch.Tensor:
         """Forward and backward of one micro-batch, after the last one of a step the update. Returns the logits, float32

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ def save(trained, alone, tmp_path):
     (tmp_path / "run").mkdir()
 
     def save_step(step: int, keep: int = 3, **facts) -> Path:
+        if facts.get("best_step"):
+            facts.setdefault("best_error", 0.5)
         return checkpoint.save(trained.engine, Progress(step=step, **facts), tmp_path / "run", alone, keep)
 
     return save_step
@@ -455,12 +458,66 @@ def with_files(files: object) -> str:
         "\udcff",
         with_files([]),
         with_files({"model.safetensors": 5}),
+        with_files({}),
     ],
 )
 def test_damaged_progress_is_named(save, content):
     folder = save(1)
     (folder / "progress.json").write_bytes(content.encode(errors="surrogateescape"))
     assert refused(checkpoint.read, folder).startswith(f"{folder / 'progress.json'} is damaged (")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("step", "x", "step='x' must be a valid integer"),
+        ("step", True, "step=True must be a valid integer"),
+        ("step", 3.0, "step=3.0 must be a valid integer"),
+        ("step", -1, "step=-1 must be greater than or equal to 0"),
+        ("step", 7, "step=7, but the folder is step-00000003"),
+        ("epoch", "1", "epoch='1' must be a valid number"),
+        ("epoch", float("nan"), "epoch=nan must be "),
+        ("samples_seen", None, "samples_seen=None must be a valid integer"),
+        ("errors", None, "errors=None must be a valid list"),
+        ("errors", [0.5, 50.0], "errors.1=50.0 must be less than or equal to 1"),
+        ("errors", [0.5, None], "errors.1=None must be a valid number"),
+        ("best_error", 0.5, "best_step=None, best_error=0.5 cannot be at step=3"),
+        ("best_step", "2", "best_step='2' must be a valid integer"),
+        ("wandb_id", 7, "wandb_id=7 must be a valid string"),
+        ("data_fingerprint", None, "data_fingerprint=None must be a valid string"),
+        ("classes", None, "classes=None must be a valid list"),
+        ("classes", "cat", "classes='cat' must be a valid list"),
+        ("classes", ["cat", 1], "classes.1=1 must be a valid string"),
+        ("config", [], "config=[] must be a valid dictionary"),
+        ("stride", 1, "stride=1 is no field of it"),
+        ("files", {"model.safetensors": ["9", "a" * 64]}, "model.safetensors.0='9' must be a valid integer"),
+        ("files", {"model.safetensors": [9, "x"]}, "model.safetensors.1='x' String must match pattern"),
+    ],
+)
+def test_each_field_of_progress_is_checked(save, field, value, told):
+    older, folder = save(1), save(3)
+    path = folder / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    text = refused(checkpoint.read, folder, False)
+    assert text.startswith(f"{path} is damaged ({told}")
+    assert f"). To go on from the newest whole one: echo {older.name} > " in text
+
+
+def test_a_best_after_the_step_itself_is_refused(save):
+    folder = save(3)
+    path = folder / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best_step": 4, "best_error": 0.5}))
+    assert "(best_step=4, best_error=0.5 cannot be at step=3)" in refused(checkpoint.read, folder)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Progress)])
+def test_no_field_of_progress_may_be_missing(save, field):
+    folder = save(3)
+    path = folder / "progress.json"
+    facts = json.loads(path.read_text())
+    del facts[field]
+    path.write_text(json.dumps(facts))
+    assert refused(checkpoint.read, folder).startswith(f"{path} is damaged (it has no {field}). ")
 
 
 def test_folder_that_is_no_checkpoint(tmp_path):

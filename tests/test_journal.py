@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config, parse
+from pipeline.errors import UserError
 from pipeline.journal import eval_point, open_journal
 from pipeline.metrics import Score
 
@@ -80,10 +81,10 @@ def test_points_after_the_step_resumed_from_leave_the_file(tmp_path, resume_step
     assert lines(tmp_path) == [*POINTS[:left], {"step": 1000}]
 
 
-@pytest.mark.parametrize("torn", ['{"step": 2', '{"step": 20, "train/lo', '{"train/loss": 1.0}\n', "\0\0\0"])
+@pytest.mark.parametrize("torn", ['{"step": 2', '{"step": 20, "train/lo', "\0\0\0", "\0\0\n", "\udcff"])
 def test_torn_last_line_leaves_the_file(tmp_path, torn):
     write(tmp_path, POINTS[:1])
-    with open(tmp_path / "metrics.jsonl", "a") as file:
+    with open(tmp_path / "metrics.jsonl", "a", errors="surrogateescape") as file:
         file.write(torn)
     write(tmp_path, POINTS[2:], resume_step=25)
     assert lines(tmp_path) == [POINTS[0], POINTS[2]]
@@ -94,6 +95,41 @@ def test_last_line_without_a_line_end(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(POINTS[0]))
     write(tmp_path, POINTS[1:], resume_step=10)
     assert lines(tmp_path)[-2:] == POINTS[1:]
+
+
+def test_a_point_behind_a_torn_line_is_not_torn_itself(tmp_path):
+    """launch.evaluate adds its points to the file of a run that was killed."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 2')
+    write(tmp_path, [{"step": 5}])
+    write(tmp_path, [], resume_step=10)
+    assert lines(tmp_path) == [{"step": 10}, {"step": 5}]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"step": "x"}', "step='x' must be a valid integer"),
+        ('{"step": null}', "step=None must be a valid integer"),
+        ('{"step": -5}', "step=-5 must be greater than or equal to 0"),
+        ('{"step": true}', "step=True must be a valid integer"),
+        ('{"train/loss": 1.0}', "it has no step"),
+        ('{"step": 15, "train/loss": "low"}', "train/loss='low' must be a valid number"),
+        ('{"step": 15, "train/loss": [1]}', "train/loss=[1] must be a valid number"),
+        ("[]", "[] must be an object"),
+        ("null", "None must be an object"),
+        ("7", "7 must be an object"),
+    ],
+)
+def test_a_line_that_no_run_wrote_is_named(tmp_path, line, told):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 10, "train/loss": null}}\n{line}\n{{"step": 20}}\n')
+    with pytest.raises(UserError) as caught:
+        write(tmp_path, [], resume_step=20)
+    text = str(caught.value)
+    assert text.startswith(f"{path}, line 2: {told}")
+    subprocess.run(text.rpartition("remove it: ")[2], shell=True, check=True)
+    write(tmp_path, [], resume_step=20)
+    assert [point["step"] for point in lines(tmp_path)] == [10, 20]
 
 
 def test_without_a_step_to_resume_from_points_are_added(tmp_path):

@@ -197,6 +197,12 @@ def test_a_lost_latest_beside_checkpoints_never_starts_over(settle, photos, lost
     assert refused(settle()).endswith(f"To go on from the newest whole one: echo {folder.name} > {pointer}")
 
 
+def test_damaged_metrics(settle, photos):
+    folder = leave_checkpoint(settle(), photos)
+    (folder.parents[1] / "metrics.jsonl").write_text('{"step": "x"}\n')
+    assert refused(settle()).startswith(f"{folder.parents[1] / 'metrics.jsonl'}, line 1: step='x' must be a valid int")
+
+
 def test_damaged_checkpoint(settle, photos):
     folder = leave_checkpoint(settle(), photos)
     (folder / "progress.json").write_text("{")
