@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.data.index import file_sha256
+from pipeline.disk import GO_ON, cannot_write
 from pipeline.errors import UserError, first_mistake
 from pipeline.runtime import Runtime
 
@@ -66,40 +67,61 @@ _FILES = TypeAdapter(dict[str, tuple[Count, Annotated[str, Field(pattern="^[0-9a
 def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int) -> Path:
     """Write the checkpoint of `progress.step`; called by all ranks together. Returns its folder.
 
-    Raises UserError, naming the folder, when the disk gives back other weights than were written.
+    Raises UserError, on all ranks and naming the folder, when the disk is full or gives back other weights than were
+    written. Then no half of it stays, and the one before is still the latest.
     """
-    import torch
-    import torch.distributed as dist
-
     from pipeline.optimizer_state import collect
+    from pipeline.refusal import shared_refusal
 
     root = run / "checkpoints"
     final = _folder(root, progress.step)
-    temporary = root / f".writing-{final.name}"
-    if runtime.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
     state = collect(engine, keep=runtime.is_main)
-    if runtime.is_main:
-        _write(engine.module.state_dict(), temporary / WEIGHTS)
-        extra = {} if state.velocity_lr is None else {VELOCITY_LR: torch.tensor(state.velocity_lr, dtype=torch.float64)}
-        _write({**state.momentum, **extra}, temporary / OPTIMIZER)
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        sums = {str(path.relative_to(temporary)): [path.stat().st_size, _synced_sha256(path)] for path in files}
-        _write_json(temporary / PROGRESS, {**asdict(progress), "files": sums})
-        best = _folder(root, progress.best_step) if progress.best_step else None
-        pointers = {"latest": final.name}
-        if best and (best == final or best.is_dir()):
-            pointers["best"] = best.name
-        for pointer, name in pointers.items():
-            _stage(root / pointer, name)
-        shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
-        os.replace(temporary, final)
-        for pointer in pointers:
-            os.replace(_staged(root / pointer), root / pointer)
-        _prune(root, keep, final.name)
-    dist.barrier()
+    with shared_refusal(runtime):
+        if runtime.is_main:
+            tensors = {WEIGHTS: engine.module.state_dict(), OPTIMIZER: _as_tensors(state)}
+            try:
+                _save(tensors, progress, final)
+                _prune(root, keep, final.name)
+            except OSError as error:
+                remove_leftovers(run)
+                needed = sum(value.nbytes for values in tensors.values() for value in values.values())
+                raise cannot_write(final, error, needed, GO_ON) from error
     return final
+
+
+def _as_tensors(state: "OptimizerState") -> dict[str, Any]:
+    import torch
+
+    extra = {} if state.velocity_lr is None else {VELOCITY_LR: torch.tensor(state.velocity_lr, dtype=torch.float64)}
+    return {**state.momentum, **extra}
+
+
+def _save(tensors: dict[str, dict[str, Any]], progress: Progress, final: Path) -> None:
+    root = final.parent
+    temporary = root / f".writing-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, values in tensors.items():
+        _write(values, temporary / name)
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(temporary)): [path.stat().st_size, _synced_sha256(path)] for path in files}
+    _write_json(temporary / PROGRESS, {**asdict(progress), "files": sums})
+    best = _folder(root, progress.best_step) if progress.best_step else None
+    pointers = {"latest": final.name}
+    if best and (best == final or best.is_dir()):
+        pointers["best"] = best.name
+    for pointer, name in pointers.items():
+        _stage(root / pointer, name)
+    shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
+    os.replace(temporary, final)
+    for pointer in pointers:
+        os.replace(_staged(root / pointer), root / pointer)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed process was writing or pruning: it may fill the disk."""
+    for leftover in (run / "checkpoints").glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_optimizer(folder: Path) -> "OptimizerState":
@@ -269,10 +291,17 @@ def _steps(root: Path) -> list[Path]:
 
 def _write(state: dict[str, Any], path: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(state, path)
+    try:
+        save_file(state, path)
+    except SafetensorError as error:  # of the system's errors it keeps the number alone
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     written = load_file(path)
     if not all(torch.equal(value, written[name]) for name, value in state.items() if not value.isnan().any()):
         raise UserError(f"{path}: the disk gave back other values than were written. Check the disk, then start again")
@@ -320,5 +349,4 @@ def _prune(root: Path, keep: int, newest: str) -> None:
     for folder in steps[: names.index(newest) + 1][:-keep]:
         if folder != best:
             folder.rename(root / f".writing-{folder.name}")  # no half of it may look like a checkpoint
-    for leftover in root.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(root.parent)

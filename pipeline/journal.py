@@ -4,6 +4,7 @@ In: points, dictionaries from the keys below to numbers. Out: RUN/metrics.jsonl,
 run that is resumed with the run folder. A dead W&B is a warning; training goes on.
 """
 
+import errno
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config import Config, resolved
+from pipeline.disk import GO_ON, replace, room
 from pipeline.errors import UserError, first_mistake
 
 if TYPE_CHECKING:
@@ -130,16 +132,24 @@ class JsonLines:
         """With `resume_step`, points after it leave the file. Raises UserError for a line that is no point's."""
         if path.exists() and resume_step is not None:
             kept = [line for step, line in read_lines(path) if step <= resume_step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_bytes(b"".join(kept))
-            os.replace(temporary, path)
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115  (closed by close)
+            replace(path, b"".join(kept), GO_ON)
+        self.path = path
+        with room(path, 0, GO_ON):
+            self.file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by close)
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            self.file.write("\n")  # behind half a line of a process that was killed
+            self._write(b"\n")  # behind half a line of a process that was killed
 
     def log(self, point: Point) -> None:
+        """Raises UserError on a full disk."""
         finite = {key: value if math.isfinite(value) else None for key, value in point.items()}  # JSON has no NaN
-        self.file.write(json.dumps(finite) + "\n")
+        self._write(json.dumps(finite).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        size = self.path.stat().st_size
+        with room(self.path, len(line), GO_ON):
+            if self.file.write(line) != len(line):  # the last bytes that had room
+                self.file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def tell(self, text: str) -> None: ...
     def advance(self) -> None: ...

@@ -1,11 +1,14 @@
 """Checkpoints on a real disk with a real engine: whole or not there, pruned, refused by name when they are corrupt."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse
 from pipeline.errors import UserError
 from pipeline.runtime import Runtime
+from tests.conftest import disk_of, fill
 
 CONFIG = parse({"train": {"global_batch": 4}, "optimizer": {"lr": 0.1}}, "test")
 
@@ -255,11 +259,64 @@ def test_a_pointer_moves_only_when_its_folder_is_there(save, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(UserError, match="no space"):
             save(2, best_step=2)
     assert checkpoint.latest(tmp_path / "run", name) == before
     assert checkpoint.read(before).step == 1
     assert save(2, best_step=2) == checkpoint.latest(tmp_path / "run", name)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("where", ["model.safetensors", "optimizer.safetensors", "progress.json", "latest", "folder"])
+def test_a_full_disk_is_told_and_the_next_save_works(save, tmp_path, monkeypatch, number, where):
+    before, root = save(1), tmp_path / "run" / "checkpoints"
+
+    def full(*args) -> None:
+        if Path(args[-1 if where in ("model.safetensors", "optimizer.safetensors", "folder") else 0]).name.endswith(
+            where if where != "folder" else "step-00000002"
+        ):
+            raise OSError(number, os.strerror(number))
+        real(*args)
+
+    patched = {"progress.json": "_write_json", "latest": "_stage"}.get(where, "_write")
+    with monkeypatch.context() as patch:
+        if where == "folder":
+            real: Callable[..., Any] = os.replace
+            patch.setattr(os, "replace", full)
+        else:
+            real = getattr(checkpoint, patched)
+            patch.setattr(checkpoint, patched, full)
+        text = refused(save, 2)
+    why = "the disk is full" if number == errno.ENOSPC else "your disk quota is used up"
+    assert text.startswith(f"{root / 'step-00000002'} cannot be written: {why} (it takes 1,")
+    assert text.endswith("then start the same command again: it goes on from the last checkpoint")
+    assert folders(tmp_path / "run") == [before.name]
+    assert checkpoint.latest(tmp_path / "run") == before
+    assert checkpoint.read(save(2)).step == 2
+
+
+def test_a_disk_that_is_really_full(trained, alone, tmp_path):
+    with disk_of(tmp_path / "small", 64 << 10) as disk:
+        before = checkpoint.save(trained.engine, Progress(step=1), disk, alone, 3)
+        filler = fill(disk, 4096)
+        with pytest.raises(
+            UserError, match=r"step-00000002 cannot be written: the disk is full \(it takes 1,\d{3} bytes"
+        ):
+            checkpoint.save(trained.engine, Progress(step=2), disk, alone, 3)
+        assert folders(disk) == [before.name]
+        filler.unlink()
+        assert checkpoint.save(trained.engine, Progress(step=2), disk, alone, 3) == checkpoint.latest(disk)
+
+
+def test_a_disk_without_inodes(trained, alone, tmp_path):
+    with disk_of(tmp_path / "small", 1 << 20, inodes=12) as disk:
+        before = checkpoint.save(trained.engine, Progress(step=1), disk, alone, 3)
+        (disk / "one").touch()
+        (disk / "two").touch()
+        (disk / "three").touch()
+        with pytest.raises(UserError, match=r"step-00000002 cannot be written: its file system has \d inodes left"):
+            checkpoint.save(trained.engine, Progress(step=2), disk, alone, 3)
+        assert folders(disk) == [before.name]
 
 
 def test_leftover_of_another_step_is_ignored_and_removed(save, tmp_path):

@@ -12,6 +12,7 @@ from pipeline.config import Config, parse
 from pipeline.errors import UserError
 from pipeline.journal import eval_point, open_journal
 from pipeline.metrics import Score
+from tests.conftest import disk_of, fill
 
 ROOT = Path(__file__).parents[1]
 UNTRACKED = parse({"tracking": "none"}, "test")
@@ -136,6 +137,42 @@ def test_without_a_step_to_resume_from_points_are_added(tmp_path):
     write(tmp_path, POINTS)
     write(tmp_path, [{"step": 5}])
     assert lines(tmp_path) == [*POINTS, {"step": 5}]
+
+
+def test_a_full_disk_is_told_and_no_half_line_stays(tmp_path):
+    with disk_of(tmp_path / "small", 32 << 10) as disk:
+        run = disk / "run"
+        run.mkdir()
+        write(run, POINTS[:1])
+        with open(run / "metrics.jsonl", "a") as file:  # 7 bytes of the page are left
+            file.write(
+                json.dumps({"step": 11, "": None}).replace('""', f'"{"x" * (4096 - 7 - 23 - file.tell())}"') + "\n"
+            )
+        whole = (run / "metrics.jsonl").read_bytes()
+        assert len(whole) == 4096 - 7
+        filler = fill(disk)
+        with pytest.raises(UserError) as caught:
+            write(run, POINTS[1:])
+        text = str(caught.value)
+        assert text.startswith(f"{run / 'metrics.jsonl'} cannot be written: the disk is full (it takes 33 bytes, 0 are")
+        assert text.endswith("Free that much, then start the same command again: it goes on from the last checkpoint")
+        assert (run / "metrics.jsonl").read_bytes() == whole
+        filler.unlink()
+        write(run, POINTS[1:], resume_step=10)
+        assert lines(run) == POINTS
+
+
+def test_a_full_disk_keeps_the_file_that_a_resumed_run_shortens(tmp_path):
+    with disk_of(tmp_path / "small", 32 << 10) as disk:
+        write(disk, POINTS)
+        filler = fill(disk)
+        with pytest.raises(UserError, match=r"metrics.jsonl cannot be written: the disk is full"):
+            write(disk, [], resume_step=10)
+        assert lines(disk) == POINTS
+        assert sorted(path.name for path in disk.iterdir()) == ["filler", "metrics.jsonl"]
+        filler.unlink()
+        write(disk, [], resume_step=10)
+        assert lines(disk) == POINTS[:1]
 
 
 # Sinks

@@ -17,7 +17,7 @@ from launch import train as command
 from models.build import build
 from pipeline import hints
 from pipeline.config import load
-from tests.conftest import called, refused
+from tests.conftest import called, disk_of, fill, refused
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +141,32 @@ def test_a_deeper_vgg_grows_from_a_trained_a(tmp_path, photos):
     ended = train(config, *words, "train.epochs=2")
     assert ended.returncode == 0, ended.stderr
     torch.testing.assert_close(weights(run, 2), first, rtol=0, atol=1e-6)
+
+
+def test_what_a_killed_save_left_is_removed_before_anything_is_written(config, trained, tmp_path):
+    with disk_of(tmp_path / "small", 16 << 20) as disk:
+        run = disk / "run"
+        leftover = run / "checkpoints" / ".writing-step-00000003"
+        leftover.mkdir(parents=True)
+        (run / ".lock").touch()
+        (run / "quarantine.tsv").write_text("shard\tkey\treason\n")
+        fill(leftover)
+        ended = train(config, f"run={run}")
+        assert ended.returncode == 0, ended.stderr
+        assert not leftover.exists()
+        assert weights(run, 5).keys() == weights(trained[1], 5).keys()
+
+
+@pytest.mark.parametrize(("left", "name"), [(0, "quarantine.tsv"), (4096, "config.yaml"), (8192, "metrics.jsonl")])
+def test_a_disk_that_is_full_from_the_start(config, tmp_path, left, name):
+    with disk_of(tmp_path / "small", 16 << 20) as disk:
+        filler, run = fill(disk, left), disk / "run"
+        told = refused(train(config, f"run={run}"))
+        assert f"{run / name} cannot be written: the disk is full (it takes " in told
+        assert not list(run.glob("*.tmp"))
+        filler.unlink()
+        ended = train(config, f"run={run}")
+        assert ended.returncode == 0, ended.stderr
 
 
 # Looking without starting

@@ -1,0 +1,54 @@
+"""Full disks: writing a file whole or not at all, and what to tell a person when there is no room.
+
+In: a path and the OSError that writing it ended in. Out: a UserError with path, bytes needed, bytes free, next action.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+FULL = errno.ENOSPC, errno.EDQUOT
+FEW = 16  # files: more than a checkpoint has, which may be removed by now
+GO_ON = "Free that much, then start the same command again: it goes on from the last checkpoint"
+
+
+def cannot_write(path: Path, error: OSError, needed: int, action: str) -> UserError:
+    """The message for `path`, which takes `needed` bytes."""
+    home = next(parent for parent in path.absolute().parents if parent.exists())
+    facts = os.statvfs(home)
+    free = facts.f_bavail * facts.f_frsize
+    reason = error.strerror or str(error)
+    if error.errno == errno.EDQUOT:
+        reason = "your disk quota is used up"
+    elif error.errno == errno.ENOSPC and free >= needed and facts.f_files and facts.f_favail < FEW:
+        reason = f"its file system has {facts.f_favail} inodes left, so remove files, however small"
+    elif error.errno == errno.ENOSPC:
+        reason = "the disk is full"
+    return UserError(f"{path} cannot be written: {reason} (it takes {needed:,} bytes, {free:,} are free). {action}")
+
+
+@contextmanager
+def room(path: Path, needed: int, action: str) -> Iterator[None]:
+    """Around what writes `path`. Raises UserError when disk, quota or inodes are used up; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise cannot_write(path, error, needed, action) from error
+
+
+def replace(path: Path, content: bytes, action: str) -> None:
+    """Write a file whole, or leave the one that is there. Raises UserError on a full disk."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with room(path, len(content), action):
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
