@@ -157,6 +157,16 @@ def test_what_a_killed_save_left_is_removed_before_anything_is_written(config, t
         assert weights(run, 5).keys() == weights(trained[1], 5).keys()
 
 
+def test_a_full_disk_under_the_terminals_words_is_a_warning(config, tmp_path):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "launch.train", config]
+        ended = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("warning: standard output cannot be written (No space left on device)") == 1
+    assert "Traceback" not in ended.stderr
+    assert points(tmp_path / "run")[-1]["step"] == 5
+
+
 @pytest.mark.parametrize(("left", "name"), [(0, "quarantine.tsv"), (4096, "config.yaml"), (8192, "metrics.jsonl")])
 def test_a_disk_that_is_full_from_the_start(config, tmp_path, left, name):
     with disk_of(tmp_path / "small", 16 << 20) as disk:
