@@ -67,8 +67,8 @@ _FILES = TypeAdapter(dict[str, tuple[Count, Annotated[str, Field(pattern="^[0-9a
 def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int) -> Path:
     """Write the checkpoint of `progress.step`; called by all ranks together. Returns its folder.
 
-    Raises UserError, on all ranks and naming the folder, when the disk is full or gives back other weights than were
-    written. Then no half of it stays, and the one before is still the latest.
+    Raises UserError, on all ranks and naming the folder, when the disk is full (no half-written folder stays then) or
+    gives back other weights than were written. The one before is still the latest.
     """
     from pipeline.optimizer_state import collect
     from pipeline.refusal import shared_refusal
