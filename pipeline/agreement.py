@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import disk
 from pipeline.config import Config, resolved
 from pipeline.data.index import Index
 from pipeline.errors import UserError
 from pipeline.evaluation.classifier import Classifier
 from pipeline.preflight import Flight
+from pipeline.refusal import shared_refusal
 from pipeline.runtime import Runtime
 from pipeline.unread import flat
 from pipeline.versions import versions
@@ -95,8 +97,10 @@ def require_one_folder(run: Path, runtime: Runtime) -> None:
     import torch.distributed as dist
 
     token = [f".seen-{secrets.token_hex(8)}"]  # a new name, which no machine has looked up before
-    if runtime.is_main:
-        (run / token[0]).touch()
+    with shared_refusal(runtime):
+        if runtime.is_main:
+            with disk.room(run, 0, disk.GO_ON):
+                (run / token[0]).touch()
     dist.broadcast_object_list(token, src=0, group=runtime.control)
     deadline = time.monotonic() + SEEN_S
     while not (sees := (run / token[0]).exists()) and time.monotonic() < deadline:

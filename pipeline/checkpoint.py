@@ -5,19 +5,25 @@ In: an engine and a `Progress`. Out: RUN/checkpoints/step-00000500/ with
     optimizer.safetensors  the momentum of each parameter, by its name, whatever the ZeRO stage and number of ranks
     progress.json          epoch, step, evaluations, the config, and size and SHA-256 of every other file
 Nothing is unpickled; older checkpoints, with DeepSpeed's engine/*.pt, are read with torch's safe loader. Written under
-a temporary name, values read back and compared, renamed; `latest` moves last; old ones are pruned.
+a temporary name, values read back and compared, renamed; then the pointers `latest` and `best` move, and old ones are
+pruned. Which is best stands in progress.json: `best` says it again, for people.
 """
 
 import json
 import os
 import pickle
+import re
+import shlex
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.data.index import file_sha256
-from pipeline.errors import UserError
+from pipeline.disk import GO_ON, cannot_write
+from pipeline.errors import UserError, first_mistake
 from pipeline.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -28,56 +34,94 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 VELOCITY_LR = "velocity_lr"  # in OPTIMIZER, beside the names of parameters
 OLD_ENGINE = "engine/mp_rank_00_model_states.pt"
+STEP = re.compile(r"step-\d{8,}")  # a checkpoint's folder
+
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
 @dataclass
 class Progress:
     """Where a run stands: `step` optimizer steps are done. All that a resumed run needs beside the engine's state."""
 
-    step: int = 0
-    epoch: float = 0.0
-    samples_seen: int = 0
-    errors: list[float] = field(default_factory=list)  # validation top-1 error of every evaluation, oldest first
-    best_error: float | None = None
-    best_step: int | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    step: Count = 0
+    epoch: NotNegative = 0.0
+    samples_seen: Count = 0
+    errors: list[Fraction] = field(default_factory=list)  # validation top-1 error of every evaluation, oldest first
+    best_error: Fraction | None = None
+    best_step: Count | None = None
     wandb_id: str | None = None
     data_fingerprint: str = ""
     classes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
 
 
+_PROGRESS = TypeAdapter(Progress)
+_FILES = TypeAdapter(dict[str, tuple[Count, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]])  # size and SHA-256
+
+
 def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int) -> Path:
     """Write the checkpoint of `progress.step`; called by all ranks together. Returns its folder.
 
-    Raises UserError, naming the folder, when the disk gives back other weights than were written.
+    Raises UserError, on all ranks and naming the folder, when the disk is full (no half-written folder stays then) or
+    gives back other weights than were written. The one before is still the latest.
     """
-    import torch
-    import torch.distributed as dist
-
     from pipeline.optimizer_state import collect
+    from pipeline.refusal import shared_refusal
 
     root = run / "checkpoints"
-    final = root / f"step-{progress.step:08d}"
-    temporary = root / f".writing-step-{progress.step:08d}"
-    if runtime.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    final = _folder(root, progress.step)
     state = collect(engine, keep=runtime.is_main)
-    if runtime.is_main:
-        _write(engine.module.state_dict(), temporary / WEIGHTS)
-        extra = {} if state.velocity_lr is None else {VELOCITY_LR: torch.tensor(state.velocity_lr, dtype=torch.float64)}
-        _write({**state.momentum, **extra}, temporary / OPTIMIZER)
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        sums = {str(path.relative_to(temporary)): [path.stat().st_size, _synced_sha256(path)] for path in files}
-        _write_json(temporary / PROGRESS, {**asdict(progress), "files": sums})
-        shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
-        os.replace(temporary, final)
-        _point(root / "latest", final.name)
-        if progress.best_step == progress.step:
-            _point(root / "best", final.name)
-        _prune(root, keep)
-    dist.barrier()
+    with shared_refusal(runtime):
+        if runtime.is_main:
+            tensors = {WEIGHTS: engine.module.state_dict(), OPTIMIZER: _as_tensors(state)}
+            try:
+                _save(tensors, progress, final)
+                _prune(root, keep, final.name)
+            except OSError as error:
+                remove_leftovers(run)
+                needed = sum(value.nbytes for values in tensors.values() for value in values.values())
+                raise cannot_write(final, error, needed, GO_ON) from error
     return final
+
+
+def _as_tensors(state: "OptimizerState") -> dict[str, Any]:
+    import torch
+
+    extra = {} if state.velocity_lr is None else {VELOCITY_LR: torch.tensor(state.velocity_lr, dtype=torch.float64)}
+    return {**state.momentum, **extra}
+
+
+def _save(tensors: dict[str, dict[str, Any]], progress: Progress, final: Path) -> None:
+    root = final.parent
+    temporary = root / f".writing-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, values in tensors.items():
+        _write(values, temporary / name)
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(temporary)): [path.stat().st_size, _synced_sha256(path)] for path in files}
+    _write_json(temporary / PROGRESS, {**asdict(progress), "files": sums})
+    best = _folder(root, progress.best_step) if progress.best_step else None
+    pointers = {"latest": final.name}
+    if best and (best == final or best.is_dir()):
+        pointers["best"] = best.name
+    for pointer, name in pointers.items():
+        _stage(root / pointer, name)
+    shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
+    os.replace(temporary, final)
+    for pointer in pointers:
+        os.replace(_staged(root / pointer), root / pointer)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed process was writing or pruning: it may fill the disk."""
+    for leftover in (run / "checkpoints").glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_optimizer(folder: Path) -> "OptimizerState":
@@ -93,7 +137,9 @@ def read_optimizer(folder: Path) -> "OptimizerState":
         return OptimizerState(state, None if velocity_lr is None else velocity_lr.item())
     old = folder / OLD_ENGINE
     if not old.is_file():
-        raise UserError(f"{folder} has neither {OPTIMIZER} nor {OLD_ENGINE}: nothing to go on from. {_way_out(folder)}")
+        raise UserError(
+            f"{folder} has neither {OPTIMIZER} nor {OLD_ENGINE}: nothing to go on from. {_instead_of(folder)}"
+        )
     try:
         saved = torch.load(old, map_location="cpu", weights_only=True)
         module, optimizer, buffers = saved["module"], saved["optimizer"], set(saved["buffer_names"])
@@ -126,53 +172,136 @@ def find(source: Path, which: str = "latest") -> Path:
 
 
 def latest(run: Path, which: str = "latest") -> Path | None:
-    """The folder of the newest (or `best`) checkpoint of a run, or None. Raises UserError if it is gone."""
-    pointer = run / "checkpoints" / which
-    if not pointer.exists():
+    """The folder of the newest (or `best`) checkpoint of a run, or None if it has none.
+
+    Raises UserError, offering the newest whole one, if there are checkpoints and `latest` names none of them.
+    """
+    root = run / "checkpoints"
+    if which == "best":
+        return _best(root)
+    folder, pointer = _pointed(root, "latest"), root / "latest"
+    if folder is not None and folder.is_dir():
+        return folder
+    names = ", ".join(step.name for step in _steps(root))
+    if not names and (folder is None or not pointer.exists()):
         return None
-    folder = pointer.parent / pointer.read_text().strip()
-    if not folder.is_dir():
-        others = ", ".join(sorted(path.name for path in pointer.parent.glob("step-*"))) or "none"
-        raise UserError(f"{pointer} names {folder.name}, which is not there (there are: {others}). Write one into it")
-    return folder
+    if not pointer.exists():
+        reason = "is missing"
+    elif folder is None:
+        reason = f"holds {pointer.read_bytes()[:40]!r}, which is no checkpoint's name"
+    else:
+        reason = f"names {folder.name}, which is not there"
+    raise UserError(f"{pointer} {reason} (there are: {names or 'none'}). {_way_out(root)}")
+
+
+def _best(root: Path) -> Path | None:
+    """As progress.json of the latest one states it: a kill may have come before `best` moved, or somebody lost it."""
+    pointed, newest = _pointed(root, "best"), _pointed(root, "latest")
+    try:
+        step = _read(newest, verify=False).best_step if newest else None
+    except UserError:  # then `best` is all there is
+        step = None
+    stated = _folder(root, step) if step else None
+    return next((folder for folder in (stated, pointed) if folder and folder.is_dir()), None)
 
 
 def read(folder: Path, verify: bool = True) -> Progress:
     """The progress of a checkpoint; with `verify`, all its files must have the size and checksum written with them.
 
-    Raises UserError, naming the file, for a corrupt checkpoint.
+    Raises UserError, naming the file, for a corrupt checkpoint, and offers the newest whole one.
     """
+    try:
+        return _read(folder, verify)
+    except UserError as error:
+        if not (folder / PROGRESS).is_file():
+            raise
+        raise UserError(f"{error}. {_instead_of(folder)}") from None
+
+
+def _read(folder: Path, verify: bool) -> Progress:
+    """`read` without the next action."""
     path = folder / PROGRESS
     try:
-        facts = json.loads(path.read_text())
-        files = {name: (int(size), str(sha256)) for name, (size, sha256) in facts.pop("files").items()}
-        progress = Progress(**facts)
+        progress, files = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} is no checkpoint: it has no {PROGRESS}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}). {_way_out(folder)}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from None
+    if STEP.fullmatch(folder.name) and folder != _folder(folder.parent, progress.step):
+        raise UserError(f"{path} is damaged (step={progress.step}, but the folder is {folder.name})")
     for name, (size, sha256) in files.items() if verify else ():
         file = folder / name
         if not file.is_file():
-            raise UserError(f"{file} is missing, so this checkpoint is corrupt. {_way_out(folder)}")
+            raise UserError(f"{file} is missing, so this checkpoint is corrupt")
         if file.stat().st_size != size or file_sha256(file) != sha256:
-            raise UserError(f"{file} is not what was written (its checksum differs): corrupt. {_way_out(folder)}")
+            raise UserError(f"{file} is not what was written (its checksum differs): corrupt")
     return progress
 
 
-def _way_out(folder: Path) -> str:
-    older = sorted(path.name for path in folder.parent.glob("step-*") if path.name < folder.name)
-    if not older:
-        return f"There is no older one: remove {folder.parent} to start over"
-    return f"To go on from the one before: echo {older[-1]} > {folder.parent / 'latest'}"
+def _parse(text: str) -> tuple[Progress, dict[str, tuple[int, str]]]:
+    """What is in progress.json. Raises ValueError, naming the field and its value."""
+    facts = json.loads(text)
+    if not isinstance(facts, dict):
+        raise ValueError(f"it holds {facts!r:.80}, not the fields of a checkpoint")
+    if missing := {"files", *(field.name for field in fields(Progress))} - facts.keys():
+        raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    try:
+        files = _FILES.validate_python(facts.pop("files"))
+        progress = _PROGRESS.validate_python(facts)
+    except ValidationError as error:
+        raise ValueError(first_mistake(error)) from None
+    if (progress.best_step is None) != (progress.best_error is None) or (progress.best_step or 0) > progress.step:
+        raise ValueError(
+            f"best_step={progress.best_step}, best_error={progress.best_error} cannot be at step={progress.step}"
+        )
+    return progress, files
+
+
+def _instead_of(folder: Path) -> str:
+    """The next action when a checkpoint is damaged."""
+    return _way_out(folder.parent, folder) if folder.parent.name == "checkpoints" else "Copy it here again"
+
+
+def _way_out(root: Path, damaged: Path | None = None) -> str:
+    """The line that makes the newest whole checkpoint the latest one; every file of it has been looked at."""
+    for folder in reversed(_steps(root)):
+        if folder != damaged and _is_whole(folder):
+            pointer = shlex.quote(str(root / "latest"))
+            return f"To go on from the newest whole one: echo {folder.name} > {pointer}"
+    return f"There is no whole one: give another run=..., or remove {root} to start over"
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _read(folder, verify=True)
+    except (UserError, OSError):
+        return False
+    return True
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def _steps(root: Path) -> list[Path]:
+    """All that look like checkpoints, oldest first."""
+    found = [path for path in root.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(state, path)
+    try:
+        save_file(state, path)
+    except SafetensorError as error:  # of the system's errors it keeps the number alone
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     written = load_file(path)
     if not all(torch.equal(value, written[name]) for name, value in state.items() if not value.isnan().any()):
         raise UserError(f"{path}: the disk gave back other values than were written. Check the disk, then start again")
@@ -191,16 +320,33 @@ def _write_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
 
 
-def _point(pointer: Path, name: str) -> None:
-    temporary = pointer.with_name(f".{pointer.name}")
-    temporary.write_text(name + "\n")
-    os.replace(temporary, pointer)
+def _stage(pointer: Path, name: str) -> None:
+    """Write what `pointer` will be, so that moving it needs no room."""
+    with open(_staged(pointer), "w") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # a machine that loses power would otherwise leave an empty one
 
 
-def _prune(root: Path, keep: int) -> None:
-    kept = {pointer.read_text().strip() for pointer in (root / "latest", root / "best") if pointer.exists()}
-    for folder in sorted(root.glob("step-*"))[:-keep]:
-        if folder.name not in kept:
+def _staged(pointer: Path) -> Path:
+    return pointer.with_name(f".{pointer.name}")
+
+
+def _pointed(root: Path, which: str) -> Path | None:
+    """The folder that a pointer names, there or not; None if it is lost or holds no name. Without a pointer the staged
+    one counts: the first save of a run was killed before it moved."""
+    pointer = root / which
+    file = pointer if pointer.exists() else _staged(pointer)
+    name = file.read_text(errors="replace").strip() if file.is_file() else ""
+    return root / name if STEP.fullmatch(name) else None
+
+
+def _prune(root: Path, keep: int, newest: str) -> None:
+    """Keep `keep` checkpoints up to the newest, and the best. Later ones, from before somebody went back, stay."""
+    best = _best(root)
+    steps = _steps(root)
+    names = [folder.name for folder in steps]
+    for folder in steps[: names.index(newest) + 1][:-keep]:
+        if folder != best:
             folder.rename(root / f".writing-{folder.name}")  # no half of it may look like a checkpoint
-    for leftover in root.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(root.parent)

@@ -3,6 +3,8 @@
 In: points of the journal. Out: loss, images/s, data wait, learning rate and time left, in one line.
 """
 
+import contextlib
+import os
 import sys
 
 from rich.console import Console as Terminal
@@ -46,8 +48,19 @@ class Console:
         return f"  left {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}"
 
     def tell(self, text: str) -> None:
-        self.terminal.print(text, markup=False)
-        sys.stdout.flush()
+        """Print a line. A log file on a full disk, say, ends the printing with a warning, not the run."""
+        try:
+            self.terminal.print(text, markup=False)
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in its buffer too
+            with contextlib.suppress(OSError):
+                print(
+                    f"warning: standard output cannot be written ({error.strerror}); going on without it. "
+                    f"metrics.jsonl has every point",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def advance(self) -> None:
         if self.bar:

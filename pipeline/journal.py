@@ -4,22 +4,31 @@ In: points, dictionaries from the keys below to numbers. Out: RUN/metrics.jsonl,
 run that is resumed with the run folder. A dead W&B is a warning; training goes on.
 """
 
+import errno
 import json
 import math
 import os
 import secrets
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config import Config, resolved
-from pipeline.metrics import Score
+from pipeline.disk import GO_ON, replace, room
+from pipeline.errors import UserError, first_mistake
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from pipeline.metrics import Score
+
+METRICS = "metrics.jsonl"
 
 # All keys that are ever logged.
 STEP, EPOCH = "step", "epoch"
@@ -46,7 +55,7 @@ class Presentation:
     summary: dict[str, Any]
 
 
-def eval_point(view: str, score: Score, other_set: str | None = None) -> Point:
+def eval_point(view: str, score: "Score", other_set: str | None = None) -> Point:
     """A point of one view's errors (fractions in 0..1) and loss; `other_set` names what is not data.validation."""
     prefix = f"eval/{other_set}/{view}" if other_set else f"eval/{view}"
     of_five = {} if score.top5_error is None else {f"{prefix}/top5_error": score.top5_error}
@@ -105,7 +114,7 @@ def open_journal(
         yield Journal([])
         return
     sinks: list[Sink] = [console] if console else []
-    sinks.append(JsonLines(run / "metrics.jsonl", resume_step))
+    sinks.append(JsonLines(run / METRICS, resume_step))
     wandb_folder = None
     if config.tracking == "wandb":
         tracker = Wandb(config, run, wandb_id)
@@ -122,17 +131,27 @@ class JsonLines:
     """One line of JSON a point."""
 
     def __init__(self, path: Path, resume_step: int | None):
+        """With `resume_step`, points after it leave the file. Raises UserError for a line that is no point's."""
         if path.exists() and resume_step is not None:
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= resume_step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            os.replace(temporary, path)
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115  (closed by close)
+            kept = [line for step, line in read_lines(path) if step <= resume_step]
+            replace(path, b"".join(kept), GO_ON)
+        self.path = path
+        with room(path, 0, GO_ON):
+            self.file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by close)
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            self._write(b"\n")  # behind half a line of a process that was killed
 
     def log(self, point: Point) -> None:
+        """Raises UserError on a full disk."""
         finite = {key: value if math.isfinite(value) else None for key, value in point.items()}  # JSON has no NaN
-        self.file.write(json.dumps(finite) + "\n")
+        self._write(json.dumps(finite).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        size = self.path.stat().st_size
+        with room(self.path, len(line), GO_ON):
+            if self.file.write(line) != len(line):  # the last bytes that had room
+                self.file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def tell(self, text: str) -> None: ...
     def advance(self) -> None: ...
@@ -142,11 +161,33 @@ class JsonLines:
         self.file.close()
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)[STEP]
-    except (ValueError, KeyError):
-        return float("inf")  # half a line of a process that was killed
+class _Line(BaseModel):
+    """A line of metrics.jsonl: `step`, and numbers of any other name."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, float | None]
+    step: Annotated[int, Field(ge=0)]
+
+
+def read_lines(path: Path) -> list[tuple[int, bytes]]:
+    """(step, line) of each point in a metrics.jsonl, without half a line that a killed process left.
+
+    Raises UserError, naming file, line and field, for a line that no process of ours wrote.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            step = _Line.model_validate_json(line).step
+        except ValidationError as error:
+            if error.errors()[0]["type"] == "json_invalid":
+                continue
+            raise UserError(
+                f"{path}, line {number}: {first_mistake(error)}. Mend that line, or remove it: "
+                f"sed -i {number}d {shlex.quote(str(path))}"
+            ) from None
+        if line.endswith(b"\n"):
+            found.append((step, line))
+    return found
 
 
 class Wandb:

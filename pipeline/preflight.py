@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.compiler import c_compiler
-from pipeline import builds, checkpoint, network
+from pipeline import builds, checkpoint, journal, network
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse, resolved
 from pipeline.data import plausible, quarantine
@@ -85,11 +85,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
             f"model.num_classes={config.model.num_classes}, but {config.data.train} has {len(index.classes)} classes. "
             f"Leave model.num_classes out, or give at least {len(index.classes)}"
         )
-    if config.run.exists() and not config.run.is_dir():
-        raise UserError(f"run={config.run} is a file, not a folder. Give another one")
-    home = next(parent for parent in (config.run, *config.run.absolute().parents) if parent.exists())
-    if not os.access(home, os.W_OK | os.X_OK):
-        raise UserError(f"run={config.run} cannot be written: {home} does not allow it. Give another run folder")
+    _check_run_folder(config.run)
     doubts = tuple(plausible.doubts(index, *([validation] if validation else []))) if verify else ()
     folder = checkpoint.latest(config.run)
     if folder is None:
@@ -98,6 +94,17 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
         return Flight(config.run, index, validation, fresh, None, (), doubts)
     progress = checkpoint.read(folder, verify)
     return Flight(config.run, index, validation, progress, folder, _changes(config, index, progress, folder), doubts)
+
+
+def _check_run_folder(run: Path) -> None:
+    """Raises UserError if it is no folder, cannot be written, or holds a damaged metrics.jsonl."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"run={run} is a file, not a folder. Give another one")
+    home = next(parent for parent in (run, *run.absolute().parents) if parent.exists())
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise UserError(f"run={run} cannot be written: {home} does not allow it. Give another run folder")
+    if (run / journal.METRICS).exists():
+        journal.read_lines(run / journal.METRICS)
 
 
 def _check_cache(config: Config, index: Index, validation: Index | None) -> None:

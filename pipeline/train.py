@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from pipeline import checkpoint, engine, hints, network, optim, optimizer_state
+from pipeline import checkpoint, disk, engine, hints, network, optim, optimizer_state
 from pipeline import journal as keys
 from pipeline.agreement import require_one_folder
 from pipeline.checkpoint import Progress
@@ -29,6 +29,7 @@ from pipeline.locks import only_job
 from pipeline.meter import Meter
 from pipeline.metrics import count
 from pipeline.preflight import Flight, num_classes
+from pipeline.refusal import shared_refusal
 from pipeline.runtime import Runtime, StopRequest, seed_everything
 from pipeline.schedule import learning_rate
 from pipeline.stopwatch import Stopwatch
@@ -64,19 +65,24 @@ def train(config: Config, flight: Flight, runtime: Runtime, here: Whereabouts) -
     order = order_of(index, config.data, config.train.global_batch, config.seed)
     length = length_of(config, order)
     stepper = _stepper(config, flight, runtime)
-    if runtime.is_main:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(dump(config))
+    with shared_refusal(runtime):
+        if runtime.is_main:
+            run.mkdir(parents=True, exist_ok=True)
+            checkpoint.remove_leftovers(run)
+            disk.replace(run / "config.yaml", dump(config).encode(), disk.GO_ON)
     progress.config = resolved(config)
     stop = StopRequest(runtime)
-    with open_journal(
-        config,
-        run,
-        is_main=runtime.is_main,
-        wandb_id=progress.wandb_id,
-        console=Console(progress.step, length.total) if runtime.is_main else None,
-        resume_step=progress.step,
-    ) as journal:
+    with ExitStack() as opened:
+        with shared_refusal(runtime):
+            opening = open_journal(
+                config,
+                run,
+                is_main=runtime.is_main,
+                wandb_id=progress.wandb_id,
+                console=Console(progress.step, length.total) if runtime.is_main else None,
+                resume_step=progress.step,
+            )
+            journal = opened.enter_context(opening)
         progress.wandb_id = journal.wandb_id
         if flight.checkpoint:
             journal.tell(f"going on after step {progress.step} of {length.total}, from {flight.checkpoint}")
@@ -107,19 +113,13 @@ def train(config: Config, flight: Flight, runtime: Runtime, here: Whereabouts) -
 def alone_in(flight: Flight, runtime: Runtime) -> Iterator[None]:
     """Hold the run folder against a second job, which would overwrite its checkpoints. UserError if one is on, or was
     since the flight was prepared. Called by all ranks together."""
-    refusal = [""]
     with ExitStack() as opened:
-        if runtime.is_main:
-            try:
-                flight.run.mkdir(parents=True, exist_ok=True)
-                opened.enter_context(only_job(flight.run))
+        with shared_refusal(runtime):
+            if runtime.is_main:
+                with disk.room(flight.run, 0, disk.GO_ON):
+                    flight.run.mkdir(parents=True, exist_ok=True)
+                    opened.enter_context(only_job(flight.run))
                 _begin(flight)
-            except UserError as error:
-                refusal = [str(error)]
-        if runtime.control is not None:
-            dist.broadcast_object_list(refusal, src=0, group=runtime.control)  # all ranks end with the same message
-        if refusal[0]:
-            raise UserError(refusal[0])
         require_one_folder(flight.run, runtime)
         yield
 
@@ -129,7 +129,9 @@ def _begin(flight: Flight) -> None:
         raise UserError(f"another job has trained in {flight.run} meanwhile. Start the same command again")
     if not (flight.run / QUARANTINE).exists():
         # The run keeps to what was quarantined when it began: another choice would train on other rows.
-        quarantine.add(flight.run / QUARANTINE, quarantine.read(flight.index.folder / QUARANTINE))
+        head = quarantine.Entry(*quarantine.Entry._fields)
+        entries = quarantine.as_text([head, *quarantine.read(flight.index.folder / QUARANTINE)])
+        disk.replace(flight.run / QUARANTINE, entries, disk.GO_ON)
 
 
 def _loop(
@@ -168,7 +170,8 @@ def _loop(
         evaluating = done % length.evaluation == 0 or last
         saving = done % length.checkpoint == 0 or done % length.epoch == 0 or last or stopping
         if done % config.train.log_every_steps == 0 or evaluating or saving:
-            meter.log(done, progress.epoch, lr)  # refuses a diverged loss before it is saved and good checkpoints go
+            with shared_refusal(runtime):
+                meter.log(done, progress.epoch, lr)  # refuses a diverged loss before good checkpoints go for it
         if flight.validation is not None and evaluating:
             _evaluate(config, stepper, flight.validation, runtime, progress, journal, here)
         if saving or progress.best_step == done:
@@ -245,7 +248,8 @@ def _evaluate(
     point = {keys.STEP: progress.step, keys.EPOCH: progress.epoch}
     for view, result in scores.items():
         point |= keys.eval_point(view, result)
-    journal.log(point)
+    with shared_refusal(runtime):
+        journal.log(point)
 
 
 def _stepper(config: Config, flight: Flight, runtime: Runtime) -> engine.Stepper:

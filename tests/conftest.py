@@ -119,6 +119,30 @@ def make_set(tmp_path: Path) -> Callable[..., Path]:
 
 
 @contextmanager
+def disk_of(folder: Path, size: int, inodes: int = 0) -> Iterator[Path]:
+    """A file system of `size` bytes at `folder`, with at most `inodes` files (0: no limit). Skips without the right to
+    mount one."""
+    folder.mkdir()
+    options = f"size={size},nr_inodes={inodes}"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path, left: int = 0) -> Path:
+    """A file that leaves `left` bytes of the disk."""
+    file = folder / "filler"
+    free = os.statvfs(folder)
+    with open(file, "wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
+    return file
+
+
+@contextmanager
 def group_on(device: torch.device) -> Iterator[Runtime]:
     """A group of one process. DeepSpeed keeps its groups and its device, which the next one must not meet."""
     with pytest.MonkeyPatch.context() as patch:

@@ -1,8 +1,14 @@
 """Checkpoints on a real disk with a real engine: whole or not there, pruned, refused by name when they are corrupt."""
 
+import errno
 import json
 import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +20,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse
 from pipeline.errors import UserError
 from pipeline.runtime import Runtime
+from tests.conftest import disk_of, fill
 
 CONFIG = parse({"train": {"global_batch": 4}, "optimizer": {"lr": 0.1}}, "test")
 
@@ -64,6 +71,8 @@ def save(trained, alone, tmp_path):
     (tmp_path / "run").mkdir()
 
     def save_step(step: int, keep: int = 3, **facts) -> Path:
+        if facts.get("best_step"):
+            facts.setdefault("best_error", 0.5)
         return checkpoint.save(trained.engine, Progress(step=step, **facts), tmp_path / "run", alone, keep)
 
     return save_step
@@ -197,6 +206,22 @@ def test_pruning_keeps_the_best_and_the_newest(save, tmp_path, keep, best_step, 
     assert checkpoint.read(checkpoint.latest(tmp_path / "run")).step == 5
 
 
+def test_pruning_leaves_the_best_whose_pointer_is_lost(save, tmp_path):
+    best = save(1, best_step=1)
+    (tmp_path / "run" / "checkpoints" / "best").unlink()
+    for step in (2, 3, 4):
+        save(step, keep=1, best_step=1)
+    assert folders(tmp_path / "run") == [best.name, "step-00000004"]
+    assert (tmp_path / "run" / "checkpoints" / "best").read_text() == f"{best.name}\n"
+
+
+def test_pruning_after_somebody_went_back_leaves_what_is_newer(save, tmp_path):
+    for step in (1, 2, 5, 6):
+        save(step, keep=4)
+    save(3, keep=2)
+    assert folders(tmp_path / "run") == [f"step-{step:08d}" for step in (2, 3, 5, 6)]
+
+
 def test_run_without_checkpoints_has_no_latest(tmp_path):
     assert checkpoint.latest(tmp_path) is None
 
@@ -234,11 +259,64 @@ def test_a_pointer_moves_only_when_its_folder_is_there(save, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(UserError, match="no space"):
             save(2, best_step=2)
     assert checkpoint.latest(tmp_path / "run", name) == before
     assert checkpoint.read(before).step == 1
     assert save(2, best_step=2) == checkpoint.latest(tmp_path / "run", name)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("where", ["model.safetensors", "optimizer.safetensors", "progress.json", "latest", "folder"])
+def test_a_full_disk_is_told_and_the_next_save_works(save, tmp_path, monkeypatch, number, where):
+    before, root = save(1), tmp_path / "run" / "checkpoints"
+
+    def full(*args) -> None:
+        if Path(args[-1 if where in ("model.safetensors", "optimizer.safetensors", "folder") else 0]).name.endswith(
+            where if where != "folder" else "step-00000002"
+        ):
+            raise OSError(number, os.strerror(number))
+        real(*args)
+
+    patched = {"progress.json": "_write_json", "latest": "_stage"}.get(where, "_write")
+    with monkeypatch.context() as patch:
+        if where == "folder":
+            real: Callable[..., Any] = os.replace
+            patch.setattr(os, "replace", full)
+        else:
+            real = getattr(checkpoint, patched)
+            patch.setattr(checkpoint, patched, full)
+        text = refused(save, 2)
+    why = "the disk is full" if number == errno.ENOSPC else "your disk quota is used up"
+    assert text.startswith(f"{root / 'step-00000002'} cannot be written: {why} (it takes 1,")
+    assert text.endswith("then start the same command again: it goes on from the last checkpoint")
+    assert folders(tmp_path / "run") == [before.name]
+    assert checkpoint.latest(tmp_path / "run") == before
+    assert checkpoint.read(save(2)).step == 2
+
+
+def test_a_disk_that_is_really_full(trained, alone, tmp_path):
+    with disk_of(tmp_path / "small", 64 << 10) as disk:
+        before = checkpoint.save(trained.engine, Progress(step=1), disk, alone, 3)
+        filler = fill(disk, 4096)
+        with pytest.raises(
+            UserError, match=r"step-00000002 cannot be written: the disk is full \(it takes 1,\d{3} bytes"
+        ):
+            checkpoint.save(trained.engine, Progress(step=2), disk, alone, 3)
+        assert folders(disk) == [before.name]
+        filler.unlink()
+        assert checkpoint.save(trained.engine, Progress(step=2), disk, alone, 3) == checkpoint.latest(disk)
+
+
+def test_a_disk_without_inodes(trained, alone, tmp_path):
+    with disk_of(tmp_path / "small", 1 << 20, inodes=12) as disk:
+        before = checkpoint.save(trained.engine, Progress(step=1), disk, alone, 3)
+        (disk / "one").touch()
+        (disk / "two").touch()
+        (disk / "three").touch()
+        with pytest.raises(UserError, match=r"step-00000002 cannot be written: its file system has \d inodes left"):
+            checkpoint.save(trained.engine, Progress(step=2), disk, alone, 3)
+        assert folders(disk) == [before.name]
 
 
 def test_leftover_of_another_step_is_ignored_and_removed(save, tmp_path):
@@ -248,6 +326,114 @@ def test_leftover_of_another_step_is_ignored_and_removed(save, tmp_path):
     assert checkpoint.latest(tmp_path / "run") is None
     assert checkpoint.latest(tmp_path / "run") != save(1)
     assert folders(tmp_path / "run") == ["step-00000001"]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+@pytest.mark.parametrize("first", [True, False])
+def test_killed_between_the_last_moves(save, tmp_path, monkeypatch, first, moved):
+    """After the folder, after `latest`, after `best` too: nothing that is whole is lost, nor which is the best."""
+    run = tmp_path / "run"
+    before = None if first else save(1, best_step=1)
+    pointers, real = ["latest", "best"][moved:], os.replace
+
+    def killed(source, target) -> None:
+        if Path(target).name in pointers:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        if pointers:
+            with pytest.raises(KeyboardInterrupt):
+                save(2, keep=1, best_step=2)
+        else:
+            save(2, keep=1, best_step=2)
+    second = run / "checkpoints" / "step-00000002"
+    expected = before if before and moved == 0 else second
+    assert checkpoint.latest(run) == checkpoint.latest(run, "best") == expected
+    third = save(3, keep=1, best_step=2 if expected == second else 1)
+    assert checkpoint.latest(run) == third
+    assert checkpoint.latest(run, "best") == expected
+    assert checkpoint.read(expected).step == (1 if expected == before else 2)
+
+
+def test_killed_before_the_first_folder_moved(save, tmp_path, monkeypatch):
+    def killed(source, target) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(1)
+    assert checkpoint.latest(tmp_path / "run") is None
+
+
+# Lost pointers
+
+
+LOST = {
+    "missing": None,
+    "empty": b"",
+    "binary": b"\xff\xfe\x00\x93",
+    "a path": b"../../elsewhere",
+}
+
+
+def lose(pointer: Path, how: str) -> None:
+    pointer.unlink()
+    if (content := LOST[how]) is not None:
+        pointer.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_lost_latest_is_refused_and_the_newest_whole_one_offered(save, tmp_path, how):
+    run, root = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    save(1)
+    whole, damaged = save(2), save(3)
+    cut_short(damaged / "optimizer.safetensors")
+    lose(root / "latest", how)
+    text = refused(checkpoint.latest, run)
+    assert text.startswith(f"{root / 'latest'} {'is missing' if how == 'missing' else 'holds b'}")
+    assert "(there are: step-00000001, step-00000002, step-00000003)" in text
+    line = text.partition("To go on from the newest whole one: ")[2]
+    subprocess.run(line, shell=True, check=True)
+    assert checkpoint.latest(run) == whole
+
+
+def test_the_line_to_paste_is_quoted(save, tmp_path):
+    folder = save(1)
+    spaced = tmp_path / "my run"
+    shutil.copytree(folder.parents[1], spaced)
+    (spaced / "checkpoints" / "latest").unlink()
+    subprocess.run(refused(checkpoint.latest, spaced).partition("one: ")[2], shell=True, check=True)
+    assert checkpoint.latest(spaced) == spaced / "checkpoints" / folder.name
+
+
+def test_lost_latest_beside_damaged_ones_only(save, tmp_path):
+    folder = save(1)
+    cut_short(folder / "model.safetensors")
+    (folder.parent / "latest").unlink()
+    text = refused(checkpoint.latest, tmp_path / "run")
+    assert text.endswith(f"There is no whole one: give another run=..., or remove {folder.parent} to start over")
+
+
+@pytest.mark.parametrize("how", [*LOST, "stale", "gone"])
+def test_lost_best_is_what_progress_states(save, tmp_path, how):
+    run, pointer = tmp_path / "run", tmp_path / "run" / "checkpoints" / "best"
+    save(1)
+    best = save(2, best_step=2)
+    save(3, best_step=2)
+    if how in LOST:
+        lose(pointer, how)
+    else:
+        pointer.write_text({"stale": "step-00000001\n", "gone": "step-00000009\n"}[how])
+    assert checkpoint.find(run, "best") == best
+
+
+def test_best_where_the_latest_is_damaged(save, tmp_path):
+    best, folder = save(1, best_step=1), save(2, best_step=1)
+    (folder / "progress.json").write_text("{")
+    assert checkpoint.find(tmp_path / "run", "best") == best
 
 
 # Corrupt
@@ -280,7 +466,7 @@ def test_corrupt_file_is_named_with_the_way_out(save, name, damage, reason):
     text = refused(checkpoint.read, folder)
     assert f"{folder / name} {reason}" in text
     assert "corrupt" in text
-    assert text.endswith(f"To go on from the one before: echo {older.name} > {folder.parent / 'latest'}")
+    assert text.endswith(f"To go on from the newest whole one: echo {older.name} > {folder.parent / 'latest'}")
     (folder.parent / "latest").write_text(f"{older.name}\n")  # as the text says
     assert checkpoint.read(checkpoint.latest(folder.parents[1])).step == 1
 
@@ -289,7 +475,22 @@ def test_only_checkpoint_corrupt(save):
     folder = save(1)
     cut_short(folder / "model.safetensors")
     text = refused(checkpoint.read, folder)
-    assert text.endswith(f"There is no older one: remove {folder.parent} to start over")
+    assert text.endswith(f"There is no whole one: give another run=..., or remove {folder.parent} to start over")
+
+
+def test_the_newest_whole_one_is_offered_not_the_one_before(save):
+    oldest, older, folder = save(1), save(2), save(3)
+    for damaged in (older, folder):
+        cut_short(damaged / "model.safetensors")
+    assert f": echo {oldest.name} > {folder.parent / 'latest'}" in refused(checkpoint.read, folder)
+
+
+def test_a_copy_of_a_checkpoint_that_is_damaged_endangers_nothing_beside_it(save, tmp_path):
+    copy = tmp_path / "kept" / "best-model"
+    shutil.copytree(save(1), copy)
+    cut_short(copy / "model.safetensors")
+    text = refused(checkpoint.read, copy)
+    assert text.endswith("corrupt. Copy it here again")
 
 
 def test_files_that_were_added_do_no_harm(save):
@@ -314,12 +515,66 @@ def with_files(files: object) -> str:
         "\udcff",
         with_files([]),
         with_files({"model.safetensors": 5}),
+        with_files({}),
     ],
 )
 def test_damaged_progress_is_named(save, content):
     folder = save(1)
     (folder / "progress.json").write_bytes(content.encode(errors="surrogateescape"))
     assert refused(checkpoint.read, folder).startswith(f"{folder / 'progress.json'} is damaged (")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("step", "x", "step='x' must be a valid integer"),
+        ("step", True, "step=True must be a valid integer"),
+        ("step", 3.0, "step=3.0 must be a valid integer"),
+        ("step", -1, "step=-1 must be greater than or equal to 0"),
+        ("step", 7, "step=7, but the folder is step-00000003"),
+        ("epoch", "1", "epoch='1' must be a valid number"),
+        ("epoch", float("nan"), "epoch=nan must be "),
+        ("samples_seen", None, "samples_seen=None must be a valid integer"),
+        ("errors", None, "errors=None must be a valid list"),
+        ("errors", [0.5, 50.0], "errors.1=50.0 must be less than or equal to 1"),
+        ("errors", [0.5, None], "errors.1=None must be a valid number"),
+        ("best_error", 0.5, "best_step=None, best_error=0.5 cannot be at step=3"),
+        ("best_step", "2", "best_step='2' must be a valid integer"),
+        ("wandb_id", 7, "wandb_id=7 must be a valid string"),
+        ("data_fingerprint", None, "data_fingerprint=None must be a valid string"),
+        ("classes", None, "classes=None must be a valid list"),
+        ("classes", "cat", "classes='cat' must be a valid list"),
+        ("classes", ["cat", 1], "classes.1=1 must be a valid string"),
+        ("config", [], "config=[] must be a valid dictionary"),
+        ("stride", 1, "stride=1 is no field of it"),
+        ("files", {"model.safetensors": ["9", "a" * 64]}, "model.safetensors.0='9' must be a valid integer"),
+        ("files", {"model.safetensors": [9, "x"]}, "model.safetensors.1='x' String must match pattern"),
+    ],
+)
+def test_each_field_of_progress_is_checked(save, field, value, told):
+    older, folder = save(1), save(3)
+    path = folder / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    text = refused(checkpoint.read, folder, False)
+    assert text.startswith(f"{path} is damaged ({told}")
+    assert f"). To go on from the newest whole one: echo {older.name} > " in text
+
+
+def test_a_best_after_the_step_itself_is_refused(save):
+    folder = save(3)
+    path = folder / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best_step": 4, "best_error": 0.5}))
+    assert "(best_step=4, best_error=0.5 cannot be at step=3)" in refused(checkpoint.read, folder)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Progress)])
+def test_no_field_of_progress_may_be_missing(save, field):
+    folder = save(3)
+    path = folder / "progress.json"
+    facts = json.loads(path.read_text())
+    del facts[field]
+    path.write_text(json.dumps(facts))
+    assert refused(checkpoint.read, folder).startswith(f"{path} is damaged (it has no {field}). ")
 
 
 def test_folder_that_is_no_checkpoint(tmp_path):

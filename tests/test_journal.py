@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config, parse
+from pipeline.errors import UserError
 from pipeline.journal import eval_point, open_journal
 from pipeline.metrics import Score
+from tests.conftest import disk_of, fill
 
 ROOT = Path(__file__).parents[1]
 UNTRACKED = parse({"tracking": "none"}, "test")
@@ -80,10 +82,10 @@ def test_points_after_the_step_resumed_from_leave_the_file(tmp_path, resume_step
     assert lines(tmp_path) == [*POINTS[:left], {"step": 1000}]
 
 
-@pytest.mark.parametrize("torn", ['{"step": 2', '{"step": 20, "train/lo', '{"train/loss": 1.0}\n', "\0\0\0"])
+@pytest.mark.parametrize("torn", ['{"step": 2', '{"step": 20, "train/lo', "\0\0\0", "\0\0\n", "\udcff"])
 def test_torn_last_line_leaves_the_file(tmp_path, torn):
     write(tmp_path, POINTS[:1])
-    with open(tmp_path / "metrics.jsonl", "a") as file:
+    with open(tmp_path / "metrics.jsonl", "a", errors="surrogateescape") as file:
         file.write(torn)
     write(tmp_path, POINTS[2:], resume_step=25)
     assert lines(tmp_path) == [POINTS[0], POINTS[2]]
@@ -96,10 +98,81 @@ def test_last_line_without_a_line_end(tmp_path):
     assert lines(tmp_path)[-2:] == POINTS[1:]
 
 
+def test_a_point_behind_a_torn_line_is_not_torn_itself(tmp_path):
+    """launch.evaluate adds its points to the file of a run that was killed."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 2')
+    write(tmp_path, [{"step": 5}])
+    write(tmp_path, [], resume_step=10)
+    assert lines(tmp_path) == [{"step": 10}, {"step": 5}]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"step": "x"}', "step='x' must be a valid integer"),
+        ('{"step": null}', "step=None must be a valid integer"),
+        ('{"step": -5}', "step=-5 must be greater than or equal to 0"),
+        ('{"step": true}', "step=True must be a valid integer"),
+        ('{"train/loss": 1.0}', "it has no step"),
+        ('{"step": 15, "train/loss": "low"}', "train/loss='low' must be a valid number"),
+        ('{"step": 15, "train/loss": [1]}', "train/loss=[1] must be a valid number"),
+        ("[]", "[] must be an object"),
+        ("null", "None must be an object"),
+        ("7", "7 must be an object"),
+    ],
+)
+def test_a_line_that_no_run_wrote_is_named(tmp_path, line, told):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 10, "train/loss": null}}\n{line}\n{{"step": 20}}\n')
+    with pytest.raises(UserError) as caught:
+        write(tmp_path, [], resume_step=20)
+    text = str(caught.value)
+    assert text.startswith(f"{path}, line 2: {told}")
+    subprocess.run(text.rpartition("remove it: ")[2], shell=True, check=True)
+    write(tmp_path, [], resume_step=20)
+    assert [point["step"] for point in lines(tmp_path)] == [10, 20]
+
+
 def test_without_a_step_to_resume_from_points_are_added(tmp_path):
     write(tmp_path, POINTS)
     write(tmp_path, [{"step": 5}])
     assert lines(tmp_path) == [*POINTS, {"step": 5}]
+
+
+def test_a_full_disk_is_told_and_no_half_line_stays(tmp_path):
+    with disk_of(tmp_path / "small", 32 << 10) as disk:
+        run = disk / "run"
+        run.mkdir()
+        write(run, POINTS[:1])
+        with open(run / "metrics.jsonl", "a") as file:  # 7 bytes of the page are left
+            file.write(
+                json.dumps({"step": 11, "": None}).replace('""', f'"{"x" * (4096 - 7 - 23 - file.tell())}"') + "\n"
+            )
+        whole = (run / "metrics.jsonl").read_bytes()
+        assert len(whole) == 4096 - 7
+        filler = fill(disk)
+        with pytest.raises(UserError) as caught:
+            write(run, POINTS[1:])
+        text = str(caught.value)
+        assert text.startswith(f"{run / 'metrics.jsonl'} cannot be written: the disk is full (it takes 33 bytes, 0 are")
+        assert text.endswith("Free that much, then start the same command again: it goes on from the last checkpoint")
+        assert (run / "metrics.jsonl").read_bytes() == whole
+        filler.unlink()
+        write(run, POINTS[1:], resume_step=10)
+        assert lines(run) == POINTS
+
+
+def test_a_full_disk_keeps_the_file_that_a_resumed_run_shortens(tmp_path):
+    with disk_of(tmp_path / "small", 32 << 10) as disk:
+        write(disk, POINTS)
+        filler = fill(disk)
+        with pytest.raises(UserError, match=r"metrics.jsonl cannot be written: the disk is full"):
+            write(disk, [], resume_step=10)
+        assert lines(disk) == POINTS
+        assert sorted(path.name for path in disk.iterdir()) == ["filler", "metrics.jsonl"]
+        filler.unlink()
+        write(disk, [], resume_step=10)
+        assert lines(disk) == POINTS[:1]
 
 
 # Sinks

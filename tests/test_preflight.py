@@ -189,6 +189,20 @@ def test_another_set_of_the_same_classes(settle, photos, make_set):
     assert index.load(photos).fingerprint in text
 
 
+@pytest.mark.parametrize("lost", [None, b"", b"\xff\xfe"])
+def test_a_lost_latest_beside_checkpoints_never_starts_over(settle, photos, lost):
+    folder = leave_checkpoint(settle(), photos)
+    pointer = folder.parent / "latest"
+    pointer.unlink() if lost is None else pointer.write_bytes(lost)
+    assert refused(settle()).endswith(f"To go on from the newest whole one: echo {folder.name} > {pointer}")
+
+
+def test_damaged_metrics(settle, photos):
+    folder = leave_checkpoint(settle(), photos)
+    (folder.parents[1] / "metrics.jsonl").write_text('{"step": "x"}\n')
+    assert refused(settle()).startswith(f"{folder.parents[1] / 'metrics.jsonl'}, line 1: step='x' must be a valid int")
+
+
 def test_damaged_checkpoint(settle, photos):
     folder = leave_checkpoint(settle(), photos)
     (folder / "progress.json").write_text("{")

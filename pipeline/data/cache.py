@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.data.remote import PATIENT, Failure, Patience, cannot_keep, download
+from pipeline.data.remote import KEEP, PATIENT, Failure, Patience, download
+from pipeline.disk import cannot_write
 
 NAME = re.compile(r"[0-9a-f]{64}-(\d+)\.tar(\.part)?")
 ATTEMPTS_AHEAD = 3  # then the step that needs the shard tries at length, and tells
@@ -65,7 +66,7 @@ class Cache:
         patience = self.patience
         if ahead:
             patience = replace(patience, attempts=min(ATTEMPTS_AHEAD, patience.attempts))
-        with self._told():
+        with self._told(size):
             while True:
                 with self._alone():
                     file = _hold(whole, size)
@@ -133,13 +134,13 @@ class Cache:
                 fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough while a forked child has a copy
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _told(self, needed: int = 0) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # no matter of the folder's: Reader tells it
                 raise
-            raise cannot_keep(self.folder, error) from error
+            raise cannot_write(self.folder, error, needed, KEEP) from error
 
 
 def _hold(path: Path, size: int) -> BinaryIO | None:
@@ -192,7 +193,7 @@ def _fetch(url: str, part: Path, size: int, sha256: str, patience: Patience) -> 
             os.fsync(file.fileno())
 
     try:
-        download(url, part, patience, check)
+        download(url, part, patience, check, size)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

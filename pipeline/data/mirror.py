@@ -6,12 +6,12 @@ set's own quarantine replaces what runs have added here.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
-from pipeline import hints
+from pipeline import disk, hints
 from pipeline.data.index import COLUMNS, MANIFEST, OPTIONAL, QUARANTINE, file_sha256
-from pipeline.data.remote import AT_START, cannot_keep, download, read_bytes
+from pipeline.data.remote import AT_START, KEEP, download, read_bytes
+from pipeline.disk import cannot_write
 from pipeline.errors import UserError
 from pipeline.locks import lock
 
@@ -35,16 +35,16 @@ def mirror(url: str, cache: Path | None) -> Path:
     # A manifest has a folder of its own: jobs that have the columns of another one mapped keep them.
     folder = cache / "index" / hashlib.sha256(url.encode() + b"\0" + manifest).hexdigest()[:16]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "index").mkdir(parents=True, exist_ok=True)
+        held = open(folder / ".lock", "w")  # noqa: SIM115  (closed below)
     except OSError as error:
-        raise cannot_keep(folder, error) from None
-    with open(folder / ".lock", "w") as held:
+        raise cannot_write(folder, error, 0, KEEP) from None
+    with held:
         lock(held)  # one process of the machine copies, the others find it done
         if not (folder / MANIFEST).exists():
             _fetch_columns(url, folder, manifest)
         if quarantine := _if_there(f"{url}/{QUARANTINE}"):
-            (folder / f"{QUARANTINE}.tmp").write_bytes(quarantine)
-            os.replace(folder / f"{QUARANTINE}.tmp", folder / QUARANTINE)
+            disk.replace(folder / QUARANTINE, quarantine, KEEP)
     return folder
 
 
@@ -57,7 +57,6 @@ def _if_there(url: str) -> bytes | None:
 
 
 def _fetch_columns(url: str, folder: Path, manifest: bytes) -> None:
-    (folder / "index").mkdir(exist_ok=True)
     try:
         sums = json.loads(manifest)["columns"]
     except (ValueError, KeyError, TypeError) as error:
@@ -69,4 +68,4 @@ def _fetch_columns(url: str, folder: Path, manifest: bytes) -> None:
             raise UserError(
                 f"{url}/index/{name}.npy is not the one that {MANIFEST} was written with. Copy the set there again"
             )
-    (folder / MANIFEST).write_bytes(manifest)
+    disk.replace(folder / MANIFEST, manifest, KEEP)

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import hints
 from pipeline.data.index import QUARANTINE, Index
+from pipeline.disk import GO_ON, room
 from pipeline.errors import UserError
 from pipeline.locks import lock
 
@@ -117,7 +118,10 @@ class BadImages:
         self._suspects = np.union1d(self._suspects, new)
         with contextlib.suppress(OSError):  # a set that one may only read; the run's own list is enough
             add(self.index.folder / QUARANTINE, found)
-        told = add(self.run_file, found) if self.run_file else found
+        told = found
+        if self.run_file:
+            with room(self.run_file, len(as_text(found)), GO_ON):
+                told = add(self.run_file, found)
         before = len(read(self.run_file)) - len(told) if self.run_file else self.num_found
         self.num_found = before + len(told)
         for number, entry in enumerate(told, start=before + 1):

@@ -4,6 +4,7 @@ In: a URL. Out: its bytes, or a local copy. What may pass by itself (a dropped c
 again, for about three minutes; what will not (no such file, no permission, no package) is told at once.
 """
 
+import contextlib
 import errno
 import random
 import sys
@@ -14,6 +15,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.disk import cannot_write
 from pipeline.errors import UserError
 
 T = TypeVar("T")
@@ -26,6 +28,9 @@ CREDENTIALS = {
     "hf": "set HF_TOKEN, and accept the data set's terms on its page",
 }
 MISSING = FileNotFoundError, NotADirectoryError, IsADirectoryError
+KEEP = (
+    "Free space on its disk, lower data.cache_gb, or set data.cache to a folder on a local disk that you may write to"
+)
 DISK = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG
 BUGS = TypeError, AttributeError, NameError  # ours or the backend's: they keep their traceback
 WORTH_ANOTHER = 408, 425, 429  # of the HTTP status codes that blame the client
@@ -77,10 +82,18 @@ def read_bytes(url: str, patience: Patience = PATIENT) -> bytes | None:
         return None
 
 
-def download(url: str, path: Path, patience: Patience = PATIENT, check: Callable[[], None] | None = None) -> None:
+def download(
+    url: str,
+    path: Path,
+    patience: Patience = PATIENT,
+    check: Callable[[], None] | None = None,
+    size: int = 0,
+    action: str = KEEP,
+) -> None:
     """Copy the file at `url` into the local file `path`, in place. `check` looks at the copy and may raise a Failure.
 
-    Raises UserError, naming the URL or the path: nothing there, no permission, a full disk, or failure to the end.
+    Raises UserError, naming the URL or the path: nothing there, no permission, failure to the end, or a full disk, with
+    `size` in bytes, if it is known, and the next `action`; then no half of the file stays.
     """
 
     def copy() -> None:
@@ -89,7 +102,9 @@ def download(url: str, path: Path, patience: Patience = PATIENT, check: Callable
             files.get_file(source, str(path))
         except OSError as error:
             if error.errno in DISK or error.filename == str(path):
-                raise cannot_keep(path, error) from error
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise cannot_write(path, error, size, action) from error
             raise
         if check:
             check()
@@ -110,14 +125,6 @@ def list_files(pattern: str, patience: Patience = AT_START) -> list[tuple[str, i
         return [(url, -1 if size is None else int(size)) for url, size in size_of.items()]
 
     return _tried(pattern, look, patience)
-
-
-def cannot_keep(where: Path, error: OSError) -> UserError:
-    """The message for a local file or folder of the cache that cannot be written."""
-    return UserError(
-        f"{where} cannot be written or locked ({error.strerror or error}). Free space on its disk, lower "
-        f"data.cache_gb, or set data.cache to a folder on a local disk that you may write to"
-    )
 
 
 def _files(url: str, patience: Patience) -> tuple[Any, str]:

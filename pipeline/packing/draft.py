@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk import PACK_ON, replace
 from pipeline.errors import UserError
 from pipeline.locks import lock
 
@@ -45,13 +46,18 @@ def already_packed(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return packed
 
 
+def place(out: Path) -> Path:
+    """Where the unfinished output is."""
+    return out.with_name(f"{out.name}.part")
+
+
 @contextmanager
 def draft(out: Path, request: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
     """The folder `OUT.part`, locked, empty or left by an interrupted run of this request.
 
     Raises UserError if another process is packing to OUT, or if the folder holds files of someone else.
     """
-    part = out.with_name(f"{out.name}.part")
+    part = place(out)
     part.mkdir(parents=True, exist_ok=True)
     with open(part / _LOCK, "w") as held:
         if not lock(held, wait=False):
@@ -69,7 +75,7 @@ def draft(out: Path, request: dict[str, Any], say: Callable[[str], None]) -> Ite
 
 def publish(part: Path, out: Path, summary: dict[str, Any]) -> None:
     """Turn the whole draft into OUT. Raises UserError if it cannot be renamed."""
-    (part / REQUEST).write_text(json.dumps(summary, indent=1) + "\n")
+    replace(part / REQUEST, (json.dumps(summary, indent=1) + "\n").encode(), PACK_ON)
     for path in (part / RECORDS).iterdir():
         path.unlink()
     (part / RECORDS).rmdir()

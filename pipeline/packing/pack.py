@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.data import index, plausible
 from pipeline.data.layout import numbers
+from pipeline.disk import PACK_ON, cannot_write, is_full, room
 from pipeline.errors import UserError
 from pipeline.packing import draft, sets, sources
 from pipeline.packing.labels import check_labels
@@ -30,6 +31,7 @@ from pipeline.packing.shard import PackJob, ScanJob, finished, read_record, work
 from pipeline.workers import run
 
 VERSION = 3
+INDEX_BYTES = 128  # of an image, about
 
 Job = PackJob | ScanJob
 Meter = Callable[[int, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -83,9 +85,10 @@ def pack(
     if found.kind != SHARDS:
         contents = sets.arrange(found, classes, options.val_labels, options.holdout or 0.0, options.seed)
         classes = contents.classes
-    with draft.draft(target, request, say) as part:
+    num_files = sum(len(files) for files in found.files.values())
+    with room(draft.place(target), INDEX_BYTES * num_files, PACK_ON), draft.draft(target, request, say) as part:
         jobs = _pack_jobs(found, contents, options, part) if contents else _scan_jobs(found, classes, options, part)
-        _run([job for of_set in jobs.values() for job in of_set], workers, say, meter)
+        _run(part, [job for of_set in jobs.values() for job in of_set], workers, say, meter)
         summary = request | _finish(part, target, found, classes, jobs, options)
         draft.publish(part, target, summary)
     return summary | {"doubts": _doubts(out, summary)}
@@ -175,8 +178,8 @@ def _scan_jobs(found: Found, classes: list[str] | None, options: Options, part: 
     return jobs
 
 
-def _run(jobs: list[Job], workers: int, say: Callable[[str], None], meter: Meter) -> None:
-    """Do the jobs that are not done yet, in `workers` processes."""
+def _run(part: Path, jobs: list[Job], workers: int, say: Callable[[str], None], meter: Meter) -> None:
+    """Do the jobs that are not done yet, in `workers` processes. Raises UserError on a full disk."""
     todo = [job for job in jobs if not finished(job)]
     if len(todo) < len(jobs):
         say(f"going on: {len(jobs) - len(todo)} of {len(jobs)} shards are there")
@@ -185,9 +188,15 @@ def _run(jobs: list[Job], workers: int, say: Callable[[str], None], meter: Meter
     if not todo:
         return
     start_s = time.monotonic()
-    with meter(total, total - left, unit) as update, closing(run(work, todo, min(workers, len(todo)))) as progress:
-        for num_done in progress:
-            update(total - left + num_done)
+    try:
+        with meter(total, total - left, unit) as update, closing(run(work, todo, min(workers, len(todo)))) as progress:
+            for num_done in progress:
+                update(total - left + num_done)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        needed = sum(job.room for job in todo if not finished(job))
+        raise cannot_write(part, error, needed, PACK_ON) from error
     wall_s = time.monotonic() - start_s
     say(f"{left:,} {unit} in {wall_s:.1f} s: {left / wall_s:.0f} {unit}/s with {workers} processes")
 

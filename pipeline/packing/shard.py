@@ -6,7 +6,6 @@ only when whole, so a killed run leaves no half of either and `finished` knows w
 
 import io
 import json
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -18,12 +17,14 @@ from pipeline.data import index
 from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.remote import download
 from pipeline.data.scan import scan_shard
+from pipeline.disk import PACK_ON, is_full, whole
 from pipeline.errors import UserError
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare
 from pipeline.packing.sets import Source
 from pipeline.packing.tars import unpack
 from pipeline.workers import tick
 
+TAR_BYTES = 2048  # beside an image: its header and padding, and its label's
 MAX_BYTES = 1 << 28  # a larger file is no photo; do not read a film into memory to find that out
 
 
@@ -43,12 +44,17 @@ class PackJob:
     def __len__(self) -> int:
         return len(self.members)
 
+    @property
+    def room(self) -> int:
+        """About the bytes that the tar takes, at most."""
+        images = (self.raw_px**2 * 3 if self.raw_px else max(0, source.size) for _, _, source in self.members)
+        return sum(images) + TAR_BYTES * len(self.members)
+
     def make(self) -> dict[str, Any]:
         rejected: list[tuple[str, str]] = []
         converted: Counter[str] = Counter()
         sums = no_pixels() if self.statistics else None
-        temporary = self.tar.with_name(f"{self.tar.name}.tmp")
-        with open(temporary, "wb") as stream, _writer(stream) as writer:
+        with whole(self.tar) as temporary, open(temporary, "wb") as stream, _writer(stream) as writer:
             for key, label, source in self.members:
                 tick(1)
                 try:
@@ -61,7 +67,6 @@ class PackJob:
                 converted.update([photo.because] if photo.because else [])
                 if sums:
                     add_pixels(sums, photo.pixels)
-        os.replace(temporary, self.tar)
         return _record(self.tar, self.tar.name, rejected, sums) | {"converted": dict(converted)}
 
 
@@ -81,10 +86,15 @@ class ScanJob:
     def __len__(self) -> int:
         return 1
 
+    @property
+    def room(self) -> int:
+        """Bytes that what is fetched or unpacked takes, at least."""
+        return max(0, self.listed_size) if self.url or self.compressed else 0
+
     def make(self) -> dict[str, Any]:
         tick(0)
         if self.url:
-            download(self.url, self.tar)
+            download(self.url, self.tar, size=self.room, action=PACK_ON)
         if self.compressed:
             unpack(self.compressed, self.tar)
         try:
@@ -185,11 +195,12 @@ def _read(root: Path, source: Source) -> bytes:
 
 
 def work(job: PackJob | ScanJob) -> None:
-    """Do the job and leave its record. Raises UserError for what the user can mend, such as a full disk."""
+    """Do the job and leave its record. Raises UserError for what the user can mend, OSError for a full disk."""
     try:
         text = json.dumps(job.make())
-        temporary = job.record.with_name(f"{job.record.name}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, job.record)
+        with whole(job.record) as temporary:
+            temporary.write_text(text)
     except OSError as error:
+        if is_full(error):
+            raise
         raise UserError(f"{error}. Mend that and run the same command again; it goes on where it stopped") from None

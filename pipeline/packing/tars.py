@@ -6,7 +6,6 @@ In: a tar. Out: what it holds, told from its first members; its images with thei
 import bz2
 import gzip
 import lzma
-import os
 import shlex
 import shutil
 import tarfile
@@ -16,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.disk import whole
 from pipeline.errors import UserError
 from pipeline.packing.folders import IMAGE_NAME
 
@@ -44,15 +44,14 @@ def opener(path: Path) -> Callable[[Path, str], Any] | None:
 def unpack(compressed: Path, tar: Path) -> None:
     """Write what `compressed` holds (itself, if it is not) to `tar`, which appears when it is whole. Raises UserError
     for a damaged file."""
-    temporary, reads = tar.with_name(f"{tar.name}.tmp"), opener(compressed) or Path.open
+    reads = opener(compressed) or Path.open
     try:
-        with reads(compressed, "rb") as stream, open(temporary, "wb") as file:
+        with whole(tar) as temporary, reads(compressed, "rb") as stream, open(temporary, "wb") as file:
             shutil.copyfileobj(stream, file, 1 << 20)
     except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # a full disk, and the like; gzip and bz2 raise it without a number for bad data
         raise UserError(f"{compressed} is damaged: {error}. Fetch it again") from None
-    os.replace(temporary, tar)
 
 
 def holds_class_folders(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from pipeline.data.cache import Cache, file_name
 from pipeline.data.remote import Patience
 from pipeline.errors import UserError
+from tests.conftest import disk_of, fill
 from tests.data.test_remote import BODY, QUICK, store  # noqa: F401
 
 SIZE = len(BODY)
@@ -293,6 +295,33 @@ def test_a_full_disk_names_the_keys(store, tmp_path):  # noqa: F811
     assert "set data.cache to" in message
     assert store.gets["a"] == 1
     assert not here(tmp_path)
+
+
+def test_a_disk_that_is_really_full(store, tmp_path):  # noqa: F811
+    """Smaller than data.cache_gb says: the message has the shard's bytes, and with room the same shard comes."""
+    a = store.shard("a")
+    with disk_of(tmp_path / "small", 4 * SIZE + (64 << 10)) as disk:
+        filler = fill(disk, SIZE // 2)
+        with pytest.raises(UserError) as caught:
+            Cache(disk, 10**9).open(*a)
+        told = str(caught.value)
+        assert re.match(rf"{disk}/\w+-{SIZE}\.tar\.part cannot be written: the disk is full", told)
+        assert f"(it takes {SIZE:,} bytes, " in told
+        assert here(disk) == {"filler"}
+        filler.unlink()
+        with opened(Cache(disk, 10**9), a) as file:
+            assert file.read() == store.files["a"]
+
+
+def test_a_disk_without_inodes(store, tmp_path):  # noqa: F811
+    a = store.shard("a")
+    with disk_of(tmp_path / "small", 4 * SIZE + (64 << 10), inodes=3) as disk:
+        Cache(disk, 10**9)
+        (disk / "one").touch()
+        with pytest.raises(
+            UserError, match=r"cannot be written: its file system has \d inodes left.*set data.cache to"
+        ):
+            Cache(disk, 10**9).open(*a)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

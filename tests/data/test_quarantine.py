@@ -11,6 +11,7 @@ from pipeline.data.quarantine import BadImages, Entry
 from pipeline.data.rendering import Rendering
 from pipeline.errors import UserError
 from pipeline.runtime import Place
+from tests.conftest import disk_of, fill
 from tests.data.test_loader import CPU, settings, steps_of
 
 BROKEN = (3, 17, 41)
@@ -218,3 +219,18 @@ def test_an_entry_is_known_by_shard_and_key(tmp_path):
     assert quarantine.add(path, [same]) == []
     assert quarantine.add(path, [same, other, elsewhere, other]) == [other, elsewhere]
     assert quarantine.read(path) == [first, other, elsewhere]
+
+
+def test_a_full_disk_is_told(make_set, tmp_path):
+    loaded = load(make_set("own", 12))
+    with disk_of(tmp_path / "small", 16 << 10) as disk:
+        bad = BadImages(loaded, 100, run=disk)
+        filler = fill(disk)
+        with pytest.raises(
+            UserError, match=r"bad_images.tsv cannot be written: the disk is full \(it takes \d+ bytes, 0 "
+        ):
+            bad.add(np.array([3]), ["torn"])
+        filler.unlink()
+        bad = BadImages(loaded, 100, run=disk)
+        bad.add(np.array([3]), ["torn"])
+        assert [entry.key for entry in quarantine.read(disk / "bad_images.tsv")] == [loaded.key_of(3)]

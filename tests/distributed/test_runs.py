@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import refused
+from tests.conftest import disk_of, refused
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["data.crop_px=64", "data.resize_px=72", "data.threads=1", "model.width=0.125", "model.dropout=0.5"]
@@ -161,3 +161,30 @@ def test_a_second_job_is_refused_without_a_traceback(config, tmp_path):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert f"another job trains in {run_folder} now" in refused(ended)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_ranks_and_the_same_command_goes_on(config, uninterrupted, tmp_path):
+    """Room for two checkpoints and a half; the third one is saved before the first one goes."""
+    checkpoint_bytes = sum(
+        file.stat().st_size for file in (uninterrupted / "checkpoints" / _latest(uninterrupted)).iterdir()
+    )
+    with disk_of(tmp_path / "small", checkpoint_bytes * 5 // 2) as disk:
+        folder = disk / "run"
+        command = torchrun(2, "launch.train", str(config), f"run={folder}", *SMALL, "train.checkpoint_every_steps=2")
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        begin = time.monotonic()
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        told = refused(ended)
+        assert f"{folder / 'checkpoints' / 'step-00000006'} cannot be written: the disk is full (it takes " in told
+        assert told.endswith("then start the same command again: it goes on from the last checkpoint\n")
+        assert sorted(path.name for path in (folder / "checkpoints").glob("*step*")) == [
+            "step-00000002",
+            "step-00000004",
+        ]
+        assert time.monotonic() - begin < 100
+        subprocess.run(["mount", "-o", f"remount,size={checkpoint_bytes * 6}", disk], check=True)
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert "going on after step 4 of 10" in ended.stdout
+        assert points(folder) == points(uninterrupted)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from launch import train as command
 from models.build import build
 from pipeline import hints
 from pipeline.config import load
-from tests.conftest import called, refused
+from tests.conftest import called, disk_of, fill, refused
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +142,66 @@ def test_a_deeper_vgg_grows_from_a_trained_a(tmp_path, photos):
     ended = train(config, *words, "train.epochs=2")
     assert ended.returncode == 0, ended.stderr
     torch.testing.assert_close(weights(run, 2), first, rtol=0, atol=1e-6)
+
+
+def test_a_shard_that_is_cut_under_a_running_job_is_named(make_set, config, tmp_path):
+    """Where it is first noticed, between batches or in a decoder's thread, is chance; the message is the same."""
+    shard = make_set("own", 50) / "shard-000001.tar"
+    content, metrics = shard.read_bytes(), tmp_path / "run" / "metrics.jsonl"
+    words = [config, f"data.train={shard.parent}", "data.validation=none", "train.checkpoint_every_steps=5"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-m", "launch.train", *map(str, words)]
+    process = subprocess.Popen([*command, "train.epochs=10000"], cwd=ROOT, **pipes)  # type: ignore[call-overload]
+    while not (metrics.exists() and metrics.read_text().count("\n") > 5):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.truncate(shard, 1000)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 2, told
+    assert told == (
+        f"error: {shard} changed while this job was reading it: it has 1000 bytes and had {len(content)}. Bring the "
+        f"whole file back, then start the same command again\n"
+    )
+    step = int((tmp_path / "run" / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
+    shard.write_bytes(content)
+    ended = train(*words, f"train.epochs={(step + 5) / 5}")
+    assert f"going on after step {step} of {step + 5}" in ended.stdout, ended.stderr
+
+
+def test_what_a_killed_save_left_is_removed_before_anything_is_written(config, trained, tmp_path):
+    with disk_of(tmp_path / "small", 16 << 20) as disk:
+        run = disk / "run"
+        leftover = run / "checkpoints" / ".writing-step-00000003"
+        leftover.mkdir(parents=True)
+        (run / ".lock").touch()
+        (run / "quarantine.tsv").write_text("shard\tkey\treason\n")
+        fill(leftover)
+        ended = train(config, f"run={run}")
+        assert ended.returncode == 0, ended.stderr
+        assert not leftover.exists()
+        assert weights(run, 5).keys() == weights(trained[1], 5).keys()
+
+
+def test_a_full_disk_under_the_terminals_words_is_a_warning(config, tmp_path):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "launch.train", config]
+        ended = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("warning: standard output cannot be written (No space left on device)") == 1
+    assert "Traceback" not in ended.stderr
+    assert points(tmp_path / "run")[-1]["step"] == 5
+
+
+@pytest.mark.parametrize(("left", "name"), [(0, "quarantine.tsv"), (4096, "config.yaml"), (8192, "metrics.jsonl")])
+def test_a_disk_that_is_full_from_the_start(config, tmp_path, left, name):
+    with disk_of(tmp_path / "small", 16 << 20) as disk:
+        filler, run = fill(disk, left), disk / "run"
+        told = refused(train(config, f"run={run}"))
+        assert f"{run / name} cannot be written: the disk is full (it takes " in told
+        assert not list(run.glob("*.tmp"))
+        filler.unlink()
+        ended = train(config, f"run={run}")
+        assert ended.returncode == 0, ended.stderr
 
 
 # Looking without starting

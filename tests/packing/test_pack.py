@@ -6,6 +6,7 @@ The colour of an image tells its class, so a label that went astray shows in the
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pipeline.data import index
 from pipeline.packing import draft
 from pipeline.packing import pack as packing
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare, rgb_statistics
+from tests.conftest import disk_of, fill
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"cat": (220, 40, 40), "dog": (40, 220, 40), "emu": (40, 40, 220)}
@@ -491,3 +493,65 @@ def test_a_holdout_leaves_each_class_an_image_to_train_on(tmp_path):
         Image.new("RGB", (8, 8), (number, 9, 0)).save(write.with_name("other.png"))
     assert command.main([str(folder), str(out), "--holdout", "0.5", "--workers", "1"]) == 0
     assert set(index.load(out / "train").label.tolist()) == set(range(12))
+
+
+def pairs(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in tree(folder).items() if not name.startswith("pack.json")}
+
+
+class TestFullDisk:
+    @pytest.fixture
+    def source(self, tmp_path) -> Path:
+        for label, name in enumerate(COLOURS):
+            (tmp_path / "photos" / name).mkdir(parents=True)
+            for number in range(40):
+                noise(100 * label + number, (64, 64)).save(tmp_path / "photos" / name / f"{number}.jpg", quality=95)
+        return tmp_path / "photos"
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_the_message_has_path_and_room_and_the_same_command_goes_on(self, source, tmp_path, capsys, workers):
+        words = ["--shard-images", "20"]
+        run(source, tmp_path / "whole", *words)
+        whole_bytes = sum(map(len, tree(tmp_path / "whole").values()))
+        with disk_of(tmp_path / "small", 4 * whole_bytes) as disk:
+            filler, out = fill(disk, whole_bytes // 2), disk / "out"
+            run(source, out, *words, code=2, workers=workers)
+            told = capsys.readouterr().err
+            assert told.startswith(f"error: {disk / 'out.part'} cannot be written: the disk is full (it takes ")
+            assert told.endswith("Free that much, then run the same command again; it goes on where it stopped\n")
+            assert told.count("\n") == 1
+            asked = int(re.search(r"takes ([\d,]+) bytes", told)[1].replace(",", ""))
+            assert whole_bytes // 4 < asked < 2 * whole_bytes
+            assert not list(disk.rglob("*.tmp"))
+            assert list((disk / "out.part" / "records").iterdir())  # what is whole stays
+            filler.unlink()
+            run(source, out, *words)
+            assert "going on: " in capsys.readouterr().out
+            assert pairs(out) == pairs(tmp_path / "whole")
+
+    @pytest.mark.parametrize("when", ["index", "publish"])
+    def test_full_when_all_shards_are_there(self, source, tmp_path, capsys, monkeypatch, when):
+        run(source, tmp_path / "whole")
+        with disk_of(tmp_path / "small", 4 << 20) as disk:
+            out, module, name = disk / "out", *((index, "write") if when == "index" else (draft, "publish"))
+            real = getattr(module, name)
+
+            def full(*args, **options):
+                fill(disk)
+                return real(*args, **options)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(module, name, full)
+                run(source, out, code=2)
+            told = capsys.readouterr().err
+            assert re.match(rf"error: {disk / 'out.part'}\S* cannot be written: the disk is full \(it takes ", told)
+            assert told.count("\n") == 1
+            (disk / "filler").unlink()
+            run(source, out)
+            assert "going on: 3 of 3 shards" in capsys.readouterr().out
+            assert pairs(out) == pairs(tmp_path / "whole")
+
+    def test_without_inodes(self, source, tmp_path, capsys):
+        with disk_of(tmp_path / "small", 4 << 20, inodes=8) as disk:
+            run(source, disk / "out", "--shard-images", "20", code=2)
+            assert re.search(r"out.part cannot be written: its file system has \d inodes left", capsys.readouterr().err)
