@@ -116,8 +116,8 @@ def test_many_hosts_are_counted():
 
 def test_scorers_compare_weights_set_and_settings(alone):
     def facts(weights: str = "aa", fingerprint: str = "ff", views: str = "centre") -> dict:
-        config = parse({"evaluation": {"views": views}}, "test")
-        one = SimpleNamespace(weights_sha256=weights, config=config)
+        parsed = parse({"evaluation": {"views": views}}, "test")
+        one = SimpleNamespace(weights_sha256=weights, config=parsed)
         return agreement.of_scoring([one], SimpleNamespace(fingerprint=fingerprint), alone)  # type: ignore[arg-type]
 
     def differing(other: dict) -> set[str]:
