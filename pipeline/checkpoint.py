@@ -4,11 +4,13 @@ In: an engine and a `Progress`. Out: RUN/checkpoints/step-00000500/ with
     model.safetensors      weights and buffers
     optimizer.safetensors  the momentum of each parameter, by its name, whatever the ZeRO stage and number of ranks
     progress.json          epoch, step, evaluations, the config, and size and SHA-256 of every other file
-Nothing is unpickled; older checkpoints, with DeepSpeed's engine/*.pt, are read with torch's safe loader. Written under
-a temporary name, values read back and compared, renamed; then the pointers `latest` and `best` move, and old ones are
-pruned. Which is best stands in progress.json: `best` says it again, for people.
+Nothing is unpickled; older checkpoints, with DeepSpeed's engine/*.pt, are read with torch's safe loader. A copy of the
+state is written beside the training, under a temporary name, values read back and compared, renamed; then the pointers
+`latest` and `best` move, and old ones are pruned. Which is best stands in progress.json: `best` says it again, for
+people.
 """
 
+import copy
 import json
 import os
 import pickle
@@ -17,6 +19,7 @@ import shlex
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -64,29 +67,68 @@ _PROGRESS = TypeAdapter(Progress)
 _FILES = TypeAdapter(dict[str, tuple[Count, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]])  # size and SHA-256
 
 
+class Writer:
+    """Writes the checkpoints of a run, keeping `keep` and the best: rank 0 copies the state to the host, and a thread
+    of it writes, hashes and syncs while training goes on. Only the next one, or `finish`, waits for it."""
+
+    def __init__(self, run: Path, runtime: Runtime, keep: int):
+        self.run, self.runtime, self.keep = run, runtime, keep
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, engine: Any, progress: Progress) -> Path:
+        """Begin the checkpoint of `progress.step`, when the one before is whole; called by all ranks together. Returns
+        its folder, which is there after `finish`. Raises what `finish` raises, of the one before."""
+        from pipeline.optimizer_state import collect
+
+        self.finish()
+        final = _folder(self.run / "checkpoints", progress.step)
+        state = collect(engine, keep=self.runtime.is_main)
+        if self.runtime.is_main:
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in engine.module.state_dict().items()}
+            tensors = {WEIGHTS: weights, OPTIMIZER: _as_tensors(state)}
+            self._thread = Thread(target=self._write, args=(tensors, copy.deepcopy(progress), final))
+            self._thread.start()
+        return final
+
+    def _write(self, tensors: dict[str, dict[str, Any]], progress: Progress, final: Path) -> None:
+        try:
+            _save(tensors, progress, final)
+            _prune(final.parent, self.keep, final.name)
+        except OSError as error:
+            remove_leftovers(self.run)
+            needed = sum(value.nbytes for values in tensors.values() for value in values.values())
+            self._error = cannot_write(final, error, needed, GO_ON)
+        except BaseException as error:  # for the thread that trains
+            self._error = error
+
+    def finish(self) -> None:
+        """Wait until what was begun is on the disk; called by all ranks together.
+
+        Raises UserError, on all ranks and naming the folder, when the disk is full (no half-written folder stays then)
+        or gives back other weights than were written. The one before is still the latest.
+        """
+        from pipeline.refusal import shared_refusal
+
+        with shared_refusal(self.runtime):
+            self.join()
+            if error := self._error:
+                self._error = None
+                raise error
+
+    def join(self) -> None:
+        """Wait alone, on the way out after an error: what was begun is still wanted."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+
 def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int) -> Path:
-    """Write the checkpoint of `progress.step`; called by all ranks together. Returns its folder.
-
-    Raises UserError, on all ranks and naming the folder, when the disk is full (no half-written folder stays then) or
-    gives back other weights than were written. The one before is still the latest.
-    """
-    from pipeline.optimizer_state import collect
-    from pipeline.refusal import shared_refusal
-
-    root = run / "checkpoints"
-    final = _folder(root, progress.step)
-    state = collect(engine, keep=runtime.is_main)
-    with shared_refusal(runtime):
-        if runtime.is_main:
-            tensors = {WEIGHTS: engine.module.state_dict(), OPTIMIZER: _as_tensors(state)}
-            try:
-                _save(tensors, progress, final)
-                _prune(root, keep, final.name)
-            except OSError as error:
-                remove_leftovers(run)
-                needed = sum(value.nbytes for values in tensors.values() for value in values.values())
-                raise cannot_write(final, error, needed, GO_ON) from error
-    return final
+    """Write one checkpoint and wait for it. Returns its folder; raises what Writer.finish raises."""
+    writer = Writer(run, runtime, keep)
+    folder = writer.save(engine, progress)
+    writer.finish()
+    return folder
 
 
 def _as_tensors(state: "OptimizerState") -> dict[str, Any]:

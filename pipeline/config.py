@@ -247,6 +247,8 @@ class Train(Section):
     """Steps between logged points."""
     checkpoint_every_steps: Positive | None = None
     """Steps between checkpoints, beside the one at each epoch's end."""
+    checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes between checkpoints, beside those by steps and epochs."""
     keep_checkpoints: Positive = 3
     """How many checkpoints stay; the oldest go first."""
     stall_minutes: NotNegative = 30.0

@@ -24,7 +24,8 @@ class OptimizerState:
 
 
 def collect(engine: Any, keep: bool = True) -> OptimizerState:
-    """The state of all ranks together, on the host; without momentum on ranks that do not `keep` it. Called by all."""
+    """A copy of the state of all ranks together, on the host; without momentum on ranks that do not `keep` it. Called
+    by all."""
     optimizer = _sgd(engine)
     group = optimizer.param_groups[0]
     if not group["momentum"] or not optimizer.state:
@@ -42,7 +43,7 @@ def collect(engine: Any, keep: bool = True) -> OptimizerState:
         else:
             continue  # it has had no gradient
         if keep:
-            momentum[name] = whole.detach().cpu().contiguous()
+            momentum[name] = whole.detach().to("cpu", copy=True).contiguous()
     return OptimizerState(momentum, group.get("velocity_lr"))
 
 

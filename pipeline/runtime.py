@@ -162,6 +162,8 @@ class StopRequest:
         self.runtime = runtime
         self.signal: signal.Signals | None = None  # that reached this rank or, once `poll` has said so, any
         self.refusal: str | None = None  # why this rank will not go on
+        self.save_due = False  # this rank's clock asks for a checkpoint
+        self.save_now = False  # all ranks write one after this step, as `poll` has agreed
         self._waits = False
         self._pending: Any = None
         self._steps_left, self._since = 1, time.monotonic()
@@ -202,7 +204,9 @@ class StopRequest:
     def poll(self) -> bool:
         """Whether all ranks stop after this step; called by all of them in each step."""
         if self.runtime.control is None:
+            self.save_now, self.save_due = self.save_due, False
             return bool(self.signal or self.refusal)
+        self.save_now = False
         self._steps_left -= 1
         if self._steps_left:
             return False
@@ -214,7 +218,8 @@ class StopRequest:
         answer = self._finish()
         # The slowest rank's number of steps counts: of negative numbers, MAX is the one nearest to 0.
         steps = max(1, min(MOST_STEPS, int(POLL_S / max(step_s, 1e-6))))
-        flags = torch.tensor([self.signal or 0, self.refusal is not None, -steps])
+        flags = torch.tensor([self.signal or 0, self.refusal is not None, self.save_due, -steps])
+        self.save_due = False
         work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.runtime.control, async_op=True)
         self._pending = (work, flags)
         self._steps_left = self._steps
@@ -236,7 +241,8 @@ class StopRequest:
         work, flags = self._pending
         self._pending = None
         work.wait()
-        number, refused, steps = flags.tolist()
+        number, refused, due, steps = flags.tolist()
+        self.save_now = bool(due)
         if number:
             self.signal = signal.Signals(number)
         self._steps = -steps

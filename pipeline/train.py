@@ -5,6 +5,7 @@ W&B run. Starting again with the same run folder goes on after the last checkpoi
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ def train(config: Config, flight: Flight, runtime: Runtime, here: Whereabouts) -
                 resume_step=progress.step,
             )
             journal = opened.enter_context(opening)
+        writer = checkpoint.Writer(run, runtime, config.train.keep_checkpoints)
+        opened.callback(writer.join)
         progress.wandb_id = journal.wandb_id
         if flight.checkpoint:
             journal.tell(f"going on after step {progress.step} of {length.total}, from {flight.checkpoint}")
@@ -103,7 +106,7 @@ def train(config: Config, flight: Flight, runtime: Runtime, here: Whereabouts) -
             run=run,
             too_many_bad=stop.refuse,
         )
-        stopped_by = _loop(config, flight, length, stepper, batches, runtime, journal, stop, here)
+        stopped_by = _loop(config, flight, length, stepper, batches, runtime, journal, stop, here, writer)
         stepper.close()
     stop.close()
     return stopped_by
@@ -144,10 +147,12 @@ def _loop(
     journal: Journal,
     stop: StopRequest,
     here: Whereabouts,
+    writer: checkpoint.Writer,
 ) -> signal.Signals | None:
     """Returns the signal that ended it early."""
     progress = flight.progress
     meter = Meter(config, runtime, stepper, journal)
+    every_s, saved_s = 60 * (config.train.checkpoint_every_minutes or 0), time.monotonic()
     for step in range(progress.step, length.total):
         lr = learning_rate(
             config.schedule,
@@ -166,9 +171,11 @@ def _loop(
         progress.samples_seen += config.train.global_batch
         journal.advance()
         last = done == length.total
+        if every_s and runtime.is_main and time.monotonic() - saved_s > every_s:
+            stop.save_due, saved_s = True, time.monotonic()
         stopping = stop.poll() and not last
         evaluating = done % length.evaluation == 0 or last
-        saving = done % length.checkpoint == 0 or done % length.epoch == 0 or last or stopping
+        saving = done % length.checkpoint == 0 or done % length.epoch == 0 or stop.save_now or last or stopping
         if done % config.train.log_every_steps == 0 or evaluating or saving:
             with shared_refusal(runtime):
                 meter.log(done, progress.epoch, lr)  # refuses a diverged loss before good checkpoints go for it
@@ -176,8 +183,9 @@ def _loop(
             _evaluate(config, stepper, flight.validation, runtime, progress, journal, here)
         if saving or progress.best_step == done:
             here.note(SAVE, done)
-            folder = checkpoint.save(stepper.engine, progress, flight.run, runtime, config.train.keep_checkpoints)
+            folder, saved_s = writer.save(stepper.engine, progress), time.monotonic()
         if stopping or last:
+            writer.finish()
             here.note(END, done)
         if stopping:
             if refusal := stop.any_refusal():

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -624,3 +625,71 @@ def test_find_best_of_a_run_that_was_never_evaluated(save, tmp_path):
     save(1)
     (tmp_path / "run" / "config.yaml").write_text("")
     assert "no checkpoint yet" not in refused(checkpoint.find, tmp_path / "run", "best")
+
+
+# Beside the training
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Writing begins when `held.set()` lets it."""
+    begins, real = threading.Event(), checkpoint._save
+
+    def save(*given):
+        assert begins.wait(20)
+        real(*given)
+
+    monkeypatch.setattr(checkpoint, "_save", save)
+    yield begins
+    begins.set()
+
+
+def test_what_is_written_is_the_state_when_it_was_asked_for(alone, held, tmp_path):
+    """Training goes on in the same memory while a thread writes."""
+    stepper, progress = stepper_of(alone), Progress(step=1)
+    train(stepper, 0)
+    weights_then, momentum_then = weights(stepper), momentum(stepper)
+    writer = checkpoint.Writer(tmp_path, alone, 3)
+    folder = writer.save(stepper.engine, progress)
+    assert not folder.exists()
+    train(stepper, 1, 2)
+    progress.step, progress.config = 3, {"seed": 9}
+    held.set()
+    writer.finish()
+    written = load_file(folder / "model.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in weights_then.items())
+    assert any(not torch.equal(written[name], value) for name, value in weights(stepper).items())
+    other = stepper_of(alone, seed=1)
+    load(other, folder)
+    assert all(torch.equal(*pair) for pair in zip(momentum(other), momentum_then, strict=True))
+    assert checkpoint.read(folder) == Progress(step=1)
+
+
+def test_the_next_checkpoint_waits_for_the_one_before(trained, alone, held, tmp_path):
+    writer = checkpoint.Writer(tmp_path, alone, 3)
+    first = writer.save(trained.engine, Progress(step=1))
+    threading.Timer(0.3, held.set).start()
+    second = writer.save(trained.engine, Progress(step=2))
+    assert first.exists()
+    writer.finish()
+    assert checkpoint.latest(tmp_path) == second
+
+
+def test_what_goes_wrong_beside_the_training_is_raised_in_it(trained, alone, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_save", full)
+    writer = checkpoint.Writer(tmp_path, alone, 3)
+    writer.save(trained.engine, Progress(step=1))
+    with pytest.raises(UserError, match="step-00000001 cannot be written: the disk is full"):
+        writer.save(trained.engine, Progress(step=2))
+    writer.finish()  # told once
+
+
+def test_an_error_of_the_training_does_not_cut_a_checkpoint_off(trained, alone, held, tmp_path):
+    writer = checkpoint.Writer(tmp_path, alone, 3)
+    folder = writer.save(trained.engine, Progress(step=1))
+    threading.Timer(0.3, held.set).start()
+    writer.join()
+    assert checkpoint.read(folder).step == 1

@@ -74,23 +74,27 @@ def rank_that_polls(rank: int, folder: str) -> None:
     where = Runtime(rank, 2, rank, 2, torch.device("cpu"), dist.new_group(backend="gloo"))
     reductions, all_reduce = [], dist.all_reduce
     dist.all_reduce = lambda *given, **how: reductions.append(step) or all_reduce(*given, **how)
-    stop = StopRequest(where)
+    stop, saved = StopRequest(where), []
     for step in range(10_000):
         time.sleep(0.002 * (1 + rank))
         if rank == 1 and step == 100:
             os.kill(os.getpid(), signal.SIGTERM)
-        if stop.poll():
+        stop.save_due = stop.save_due or (rank == 0 and step == 50)
+        stopping = stop.poll()
+        saved += [step] * stop.save_now
+        if stopping:
             break
     stop.close()
-    Path(folder, str(rank)).write_text(f"{step} {len(reductions)}")
+    Path(folder, str(rank)).write_text(" ".join(map(str, (step, len(reductions), *saved))))
     dist.destroy_process_group()
 
 
-def test_ranks_of_different_speed_stop_in_the_same_step_and_ask_seldom(tmp_path):
+def test_ranks_of_different_speed_stop_and_save_in_the_same_steps_and_ask_seldom(tmp_path):
     mp.spawn(rank_that_polls, (str(tmp_path),), 2)
     first, second = ([int(word) for word in (tmp_path / str(rank)).read_text().split()] for rank in range(2))
     assert first == second
-    step, num_reductions = first
+    step, num_reductions, saved = first  # a checkpoint that one rank's clock asked for is written once, by all
+    assert 50 <= saved < 100
     assert 100 <= step < 200
     assert num_reductions < step / 3
 
@@ -101,7 +105,7 @@ def test_one_slow_step_does_not_make_ranks_disagree(alone, monkeypatch):
 
     def all_reduce(flags: torch.Tensor, **_: object) -> Any:
         proposals.append(flags.tolist())
-        flags[2] = max(flags[2].item(), -3)  # another rank proposes 3
+        flags[3] = max(flags[3].item(), -3)  # another rank proposes 3
         return SimpleNamespace(wait=lambda: None)
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)

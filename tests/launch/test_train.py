@@ -71,6 +71,13 @@ def config(tmp_path, photos, held_out) -> Path:
 # Training
 
 
+def test_checkpoints_come_by_the_clock_too(config):
+    ended = train(config, "train.checkpoint_every_minutes=0.00001", "train.keep_checkpoints=9")
+    assert ended.returncode == 0, ended.stderr
+    names = sorted(path.name for path in (config.parent / "run" / "checkpoints").glob("step-*"))
+    assert names == [f"step-{step:08d}" for step in range(1, 6)]
+
+
 def test_training_leaves_config_metrics_and_checkpoint(trained):
     config, run, _ = trained
     assert load(run / "config.yaml") == load(config)
