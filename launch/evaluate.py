@@ -108,7 +108,7 @@ def _score(found, outputs, index, finish) -> None:
     config = found[0].config
     with start() as runtime:
         agreement.require(agreement.of_scoring(found, index, runtime), runtime)
-        here = Whereabouts(found[0].run or Path(), 60 * config.train.stall_minutes)
+        here = Whereabouts(found[0].run or Path(), stall_s=0)  # a batch of many crops may take long on a CPU
         bf16 = uses_bf16(config, runtime.on_gpu)
         contenders = []
         for one in found:

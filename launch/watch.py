@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 from launch.failure import Failure
 from pipeline import whereabouts
-from pipeline.whereabouts import COMPUTE, DATA, EVALUATE, POINTS, SAVE, START
+from pipeline.whereabouts import COMPUTE, DATA, END, EVALUATE, POINTS, SAVE, START
 
 QUIET_S = 20.0  # in which no rank of the machine came to a new point, until it is told; then again at three times that
-LONG = (START, SAVE)  # where all ranks together may be for three times as long before anything is said
+LONG = (START, SAVE, END)  # where all ranks together may be for three times as long before anything is said
 LOOK_S = 1.0
 REPORT_S = 5.0  # between two reports of a machine to the others
 UNHEARD_S = 15.0  # without a report
@@ -195,16 +195,14 @@ class Watch:
         if still_s < QUIET_S:
             self._told_s = 0.0
             return
-        places = {one.place for one in self._known(seen)}
-        patience = 3 * QUIET_S if len(places) == 1 and seen[0].point in LONG else QUIET_S
         speaks = self._machine == 0 or 0 in self._unheard() or self._contact_age_s() > UNHEARD_S
-        if still_s > max(patience, 3 * self._told_s) and speaks:
+        if still_s > max(self._patience_s(seen), 3 * self._told_s) and speaks:
             self._told_s = still_s
             self._say(
                 f"warning: no rank has come to a new point for {still_s:.0f} s: {self._words(seen)}. {self._end()}"
             )
         stall_s = self._stall_s()
-        late_s = still_s - stall_s - (0 if speaks else OBEY_S)
+        late_s = still_s - max(stall_s, 3 * self._longest_s) - (0 if speaks else OBEY_S)
         if stall_s and late_s > 0:
             if self.verdict is None:
                 words = f"no rank has come to a new point for {still_s / 60:.3g} min (train.stall_minutes): "
@@ -212,6 +210,14 @@ class Watch:
                 self.verdict = Failure(seen[0].rank, self.host, 1, words, at=time.time(), stalled=True)
             elif late_s > OBEY_S:
                 self._end_all(1, self.verdict.words)
+
+    def _patience_s(self, seen: list[Seen]) -> float:
+        """Longer where all ranks together may take long: at some points, in a first step, in a job of slow steps."""
+        known = self._known(seen)
+        together = len({one.place for one in known}) == 1 and not self._unheard()
+        if together and not any(one.is_stopped for one in known) and (seen[0].point in LONG or not self._longest_s):
+            return 3 * QUIET_S
+        return max(QUIET_S, 3 * self._longest_s)
 
     def _end(self) -> str:
         stall_s = self._stall_s()

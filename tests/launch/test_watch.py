@@ -97,7 +97,9 @@ def test_a_rank_that_moves_is_left_alone(quick, rank):
 
 def test_a_rank_that_stands_still_is_told_and_ended(quick, rank, tmp_path):
     guard, said = started(rank[0])
-    rank[1].note(COMPUTE, 4)
+    for step in (2, 3, 4):
+        rank[1].note(COMPUTE, step)
+        time.sleep(0.1)
     deadline = time.monotonic() + 20
     while guard.verdict is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -118,6 +120,20 @@ def test_a_long_checkpoint_is_no_stall_yet(quick, rank):
     time.sleep(1.2)
     guard.ending()
     assert said == []
+
+
+def test_slow_steps_and_a_first_step_are_given_time(quick, rank):
+    guard, said = started(rank[0])
+    rank[1].note(COMPUTE, 1)
+    time.sleep(1.2)  # it compiles
+    assert said == []
+    for step in (2, 3):
+        rank[1].note(COMPUTE, step)
+        time.sleep(0.45)
+    rank[1].note(COMPUTE, 4)
+    time.sleep(1.0)  # twice a step
+    assert said == []
+    guard.ending()
 
 
 def test_a_stop_is_not_waited_for_when_nothing_moves(quick, rank):
