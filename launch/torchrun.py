@@ -25,9 +25,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.
 
 def main() -> int:
     _on_signals(lambda number, _: os._exit(128 + number))  # nothing is begun
-    # Else the last agents fill the terminal with C++ frames when the machine that hosts the store has gone. Only here.
     # Else the launcher itself dies of SIGUSR1. Where torch has this option.
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in SIGNALS))
+    # Else the last agents fill the terminal with C++ frames when the machine that hosts the store has gone. Only here.
     unset = "TORCH_CPP_LOG_LEVEL" not in os.environ
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing import SignalException
