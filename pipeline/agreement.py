@@ -99,6 +99,8 @@ def require_one_folder(run: Path, runtime: Runtime) -> None:
     token = [f".seen-{secrets.token_hex(8)}"]  # a new name, which no machine has looked up before
     with shared_refusal(runtime):
         if runtime.is_main:
+            for left in run.glob(".seen-*"):  # by a job that was killed just here
+                left.unlink(missing_ok=True)
             with disk.room(run, 0, disk.GO_ON):
                 (run / token[0]).touch()
     dist.broadcast_object_list(token, src=0, group=runtime.control)
