@@ -42,6 +42,7 @@ class Progress:
     best_step: int | None = None
     wandb_id: str | None = None
     data_fingerprint: str = ""
+    quarantine_fingerprint: str = ""  # of the rows that the run leaves out from its start; "" in older checkpoints
     classes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
 

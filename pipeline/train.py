@@ -17,7 +17,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import Config, dump, resolved
 from pipeline.console import Console
 from pipeline.data import quarantine
-from pipeline.data.index import QUARANTINE, Index
+from pipeline.data.index import Index
 from pipeline.data.loader import Batch, decodes_on_gpu, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
@@ -111,9 +111,12 @@ def alone_in(flight: Flight, runtime: Runtime) -> Iterator[None]:
                 refusal = [f"another job trains in {run} now. Wait for it, stop it, or give another run=..."]
             elif checkpoint.latest(run) != flight.checkpoint:
                 refusal = [f"another job has trained in {run} meanwhile. Start the same command again"]
-            elif not (run / QUARANTINE).exists():
-                # The run keeps to what was quarantined when it began: another choice would train on other rows.
-                quarantine.add(run / QUARANTINE, quarantine.read(flight.index.folder / QUARANTINE))
+            else:
+                begun = quarantine.begin(run, flight.index)
+                flight.progress.quarantine_fingerprint = begun.fingerprint
+                scored = quarantine.left_out(flight.validation).lines() if flight.validation else []
+                for line in begun.lines() + scored:
+                    print(line, flush=True)
         if runtime.control is not None:
             dist.broadcast_object_list(refusal, src=0, group=runtime.control)  # all ranks end with the same message
         if refusal[0]:
