@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline import hints
 from pipeline.data.index import QUARANTINE, Index, digest
+from pipeline.data.reader import Reader
 from pipeline.errors import UserError
 from pipeline.locks import lock
 
@@ -205,11 +206,21 @@ class BadImages:
     finds itself is listed in RUN/bad_images.tsv and counted against `limit`, but every window of it is tried again:
     whether a row is trained on depends on the image and its window, never on what was met before. Without a run
     (evaluation) all that holds of the set's quarantine counts: a score over half of a set is none.
-    `too_many` is told of more than `limit`; more than that from the start raises UserError.
+    `too_many` is told of more than `limit`; more than that from the start raises UserError. `reader` reads remote
+    images again that a disk may have damaged.
     """
 
-    def __init__(self, index: Index, limit: int, run: Path | None = None, too_many: Refuse = refuse):
+    def __init__(
+        self,
+        index: Index,
+        limit: int,
+        run: Path | None = None,
+        too_many: Refuse = refuse,
+        reader: Reader | None = None,
+    ):
         self.index = index
+        self.reader = reader
+        self._compared: set[int] = set()  # shards
         self.limit = limit
         self.too_many = too_many
         self.run_file = run / BAD_IMAGES if run else None
@@ -229,6 +240,21 @@ class BadImages:
         """Which of `ids` could not be decoded in another window, or another epoch: bool [n]. To be tried one by one."""
         self._look()
         return np.isin(ids, self._suspects)
+
+    def mended(self, sample: int, image: np.ndarray) -> np.ndarray | None:
+        """The bytes of a remote image if `image`, which cannot be decoded, is not what the set holds: its shard was
+        damaged in the cache, and has been fetched again. Shards are compared with their checksum once."""
+        if self.reader is None or not self.index.is_remote:
+            return None
+        if self.index.digest is not None and digest(image.tobytes()) == self.index.digest[sample]:
+            return None
+        shard = int(self.index.shard[sample])
+        if shard in self._compared:
+            found = self.reader.read(np.array([sample]))[0]
+        else:
+            found = self.reader.read_anew(sample)
+        self._compared.add(shard)
+        return None if np.array_equal(found, image) else found
 
     def add(self, ids: np.ndarray, reasons: list[str]) -> None:
         """Write down and tell what cannot be decoded; more than `limit` images are too many."""
