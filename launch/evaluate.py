@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -99,6 +100,7 @@ def _score(found, outputs, index, finish) -> None:
     import torch
 
     from pipeline import agreement
+    from pipeline.data import quarantine
     from pipeline.engine import uses_bf16
     from pipeline.evaluation.evaluate import Contender, evaluate
     from pipeline.runtime import start
@@ -114,6 +116,9 @@ def _score(found, outputs, index, finish) -> None:
         for one in found:
             one.network.to(runtime.device).to(memory_format=torch.channels_last).eval()
             contenders.append(Contender(one.network, one.config.data, one.config.evaluation.corners))
+        left_out = quarantine.left_out(index)  # before this evaluation adds to it
+        for line in left_out.lines() if runtime.is_main else ():
+            print(line, file=sys.stderr)
         begin = time.perf_counter()
         bar = meter(index.num_samples, 0, "images", "scoring") if runtime.is_main else nullcontext(lambda done: None)
         with bar as progress:
@@ -141,6 +146,7 @@ def _score(found, outputs, index, finish) -> None:
             "device": torch.cuda.get_device_name(runtime.device) if runtime.on_gpu else "cpu",
             "processes": runtime.world,
             "versions": versions(),
+            "quarantine_fingerprint": left_out.fingerprint,
         }
         finish(outcomes, images_per_s, how)
 

@@ -37,6 +37,7 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 VELOCITY_LR = "velocity_lr"  # in OPTIMIZER, beside the names of parameters
 OLD_ENGINE = "engine/mp_rank_00_model_states.pt"
+LATER = {"quarantine_fingerprint"}  # fields that older checkpoints do not have
 STEP = re.compile(r"step-\d{8,}")  # a checkpoint's folder
 
 
@@ -59,6 +60,7 @@ class Progress:
     best_step: Count | None = None
     wandb_id: str | None = None
     data_fingerprint: str = ""
+    quarantine_fingerprint: str = ""  # of the rows that the run leaves out from its start; "" in older checkpoints
     classes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -285,7 +287,7 @@ def _parse(text: str) -> tuple[Progress, dict[str, tuple[int, str]]]:
     facts = json.loads(text)
     if not isinstance(facts, dict):
         raise ValueError(f"it holds {facts!r:.80}, not the fields of a checkpoint")
-    if missing := {"files", *(field.name for field in fields(Progress))} - facts.keys():
+    if missing := {"files", *(field.name for field in fields(Progress))} - LATER - facts.keys():
         raise ValueError(f"it has no {', '.join(sorted(missing))}")
     try:
         files = _FILES.validate_python(facts.pop("files"))

@@ -145,6 +145,13 @@ def _changes(config: Config, index: Index, progress: Progress, folder: Path) -> 
             f"{config.data.train} is not the set that {folder} was trained on (its fingerprint is {index.fingerprint}, "
             f"then it was {progress.data_fingerprint}). Give the old one, {start_over}"
         )
+    begun = quarantine.left_out(index, config.run)
+    if progress.quarantine_fingerprint not in ("", begun.fingerprint):
+        raise UserError(
+            f"{begun.file} leaves out other images than {folder} was trained without (fingerprint "
+            f"{begun.fingerprint}, then it was {progress.quarantine_fingerprint}). Put back "
+            f"{folder.parent.parent / QUARANTINE} as it was, {start_over}"
+        )
     old = flat(parse(progress.config, f"{folder}/progress.json").model_dump(mode="json"))
     new = flat(resolved(config))
     changes = []

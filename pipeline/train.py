@@ -20,7 +20,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import Config, dump, resolved
 from pipeline.console import Console
 from pipeline.data import quarantine
-from pipeline.data.index import QUARANTINE, Index
+from pipeline.data.index import Index
 from pipeline.data.loader import Batch, decodes_on_gpu, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
@@ -130,11 +130,11 @@ def alone_in(flight: Flight, runtime: Runtime) -> Iterator[None]:
 def _begin(flight: Flight) -> None:
     if checkpoint.latest(flight.run) != flight.checkpoint:
         raise UserError(f"another job has trained in {flight.run} meanwhile. Start the same command again")
-    if not (flight.run / QUARANTINE).exists():
-        # The run keeps to what was quarantined when it began: another choice would train on other rows.
-        head = quarantine.Entry(*quarantine.Entry._fields)
-        entries = quarantine.as_text([head, *quarantine.read(flight.index.folder / QUARANTINE)])
-        disk.replace(flight.run / QUARANTINE, entries, disk.GO_ON)
+    begun = quarantine.begin(flight.run, flight.index)
+    flight.progress.quarantine_fingerprint = begun.fingerprint
+    scored = quarantine.left_out(flight.validation).lines() if flight.validation else []
+    for line in begun.lines() + scored:
+        print(line, flush=True)
 
 
 def _loop(

@@ -1,5 +1,6 @@
 """What is refused before a GPU is touched, each with the key or file, the value and the next action."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -201,6 +202,29 @@ def test_damaged_metrics(settle, photos):
     folder = leave_checkpoint(settle(), photos)
     (folder.parents[1] / "metrics.jsonl").write_text('{"step": "x"}\n')
     assert refused(settle()).startswith(f"{folder.parents[1] / 'metrics.jsonl'}, line 1: step='x' must be a valid int")
+
+
+def test_a_run_goes_on_without_the_images_that_it_began_without_and_no_others(settle, photos):
+    rows = json.dumps([["shard-000000.tar", "00003"]]).encode()
+    folder = leave_checkpoint(settle(), photos, quarantine_fingerprint=hashlib.sha256(rows).hexdigest()[:16])
+    own = settle().run / "quarantine.tsv"
+    own.write_text("shard\tkey\treason\nshard-000000.tar\t00003\ttorn\n")
+    assert prepare(settle(), 1).checkpoint == folder
+    own.write_text("shard\tkey\treason\nshard-000000.tar\t00004\ttorn\n")
+    assert refused(settle()).startswith(f"{own} leaves out other images than {folder} was trained without (fingerprint")
+    own.unlink()
+    text = refused(settle())
+    assert text.startswith(f"{photos}/quarantine.tsv leaves out other images than")
+    assert f"Put back {own} as it was, or start another run with run=..." in text
+
+
+def test_older_checkpoints_do_not_say_what_they_began_without(settle, photos):
+    folder = leave_checkpoint(settle(), photos)
+    facts = json.loads((folder / "progress.json").read_text())
+    del facts["quarantine_fingerprint"]
+    (folder / "progress.json").write_text(json.dumps(facts))
+    (settle().run / "quarantine.tsv").write_text("shard\tkey\treason\nshard-000000.tar\t00003\ttorn\n")
+    assert prepare(settle(), 1).checkpoint == folder
 
 
 def test_damaged_checkpoint(settle, photos):

@@ -2,6 +2,7 @@
 
 In: URL, size and SHA-256 of a shard. Out: the open file of the whole shard, which nobody evicts while it is open.
 Files are named `<sha256>-<size>.tar`, so any set that holds a shard shares it; `.part` behind it while it is fetched.
+A shard that was fetched by another job is compared with its SHA-256 before this one uses it (verified.py).
 Locks (flock) go with the open file: a mapping of it keeps them, and the end of a process, however it ends, drops them.
     .lock     exclusive: to look at, add to or take from what is in the folder; never during a fetch
     *.tar     shared: in use, not to be evicted
@@ -14,12 +15,14 @@ import fcntl
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.data.remote import KEEP, PATIENT, Failure, Patience, download
+from pipeline.data.verified import is_right, is_verified, mark, stamp_of
 from pipeline.disk import cannot_write
 
 NAME = re.compile(r"[0-9a-f]{64}-(\d+)\.tar(\.part)?")
@@ -57,7 +60,8 @@ class Cache:
     def open(self, url: str, size: int, sha256: str, ahead: bool = False) -> BinaryIO | None:
         """The shard's file, fetched if it is not here, and kept here while the file or a mapping of it is open.
 
-        A shard that another process is fetching is waited for. `ahead` is for one that no step needs yet: None, and
+        A shard that another process is fetching, or comparing with its checksum, is waited for. One that is damaged
+        here is fetched again, and a warning says so. `ahead` is for one that no step needs yet: None, and
         nothing fetched, if there is no room. Otherwise it is fetched even so: what is in use at once may exceed the
         bound. Raises UserError: it cannot be fetched, is not the manifest's, or the folder cannot be written.
         """
@@ -70,13 +74,16 @@ class Cache:
             while True:
                 with self._alone():
                     file = _hold(whole, size)
-                    if file:
-                        return file
-                    lock = _lock(part, create=True)
+                    lock = None if file else _lock(part, create=True)
                     if lock and not self._make_room(part, size, ahead):
                         part.unlink()
                         lock.close()
                         return None
+                if file:
+                    if is_verified(file, whole, sha256):
+                        return file
+                    self._drop(file, whole, url)
+                    continue
                 if lock is None:
                     _wait(part)
                     continue
@@ -84,10 +91,40 @@ class Cache:
                     _fetch(url, part, size, sha256, patience)
                     with self._alone():
                         part.rename(whole)
+                        mark(whole)
                         fcntl.flock(lock, fcntl.LOCK_UN)
                         file = _hold(whole, size)
                         if file:
                             return file
+
+    def verify(self, url: str, size: int, sha256: str) -> None:
+        """Compare the bytes of a shard that is here anew; a damaged one goes, so that `open` fetches it again. For one
+        whose images cannot be decoded."""
+        whole = self.folder / file_name(size, sha256)
+        with self._told():
+            with self._alone():
+                file = _hold(whole, size)
+            if file and not is_right(file, sha256):
+                self._drop(file, whole, url)
+            elif file:
+                file.close()
+
+    def _drop(self, file: BinaryIO, whole: Path, url: str) -> None:
+        """Take a damaged shard away, unless another process has done so. Who has it mapped keeps what he has."""
+        with file, self._alone():
+            try:
+                if not os.path.samestat(whole.stat(), os.fstat(file.fileno())):
+                    return
+            except FileNotFoundError:
+                return
+            whole.unlink()
+            fcntl.flock(file, fcntl.LOCK_UN)
+        print(
+            f"warning: {whole} was damaged after it had been fetched: its SHA-256 is no longer the manifest's. "
+            f"{url} is fetched again; if this comes often, check the disk of data.cache",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def names(self) -> frozenset[str]:
         """The names of the whole shards that are here."""
@@ -112,6 +149,7 @@ class Cache:
                 return False
             for entry in evicted:
                 entry.path.unlink(missing_ok=True)
+                stamp_of(entry.path).unlink(missing_ok=True)
         return True
 
     def _entries(self) -> list[_Entry]:

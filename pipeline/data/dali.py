@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,9 +32,11 @@ from pipeline.data.screen import Screen
 
 
 class Bad(Protocol):
-    """What is known of bad images: `suspects` (bool [n]) are to be tried by themselves, `add` is told of new ones."""
+    """What is known of bad images: `suspects` (bool [n]) are to be tried by themselves, `add` is told of new ones.
+    `mended` gives the right bytes of an image that was damaged on its way, None if `image` is what is stored."""
 
     def suspects(self, ids: np.ndarray) -> np.ndarray: ...
+    def mended(self, sample: int, image: np.ndarray) -> np.ndarray | None: ...
     def add(self, ids: np.ndarray, reasons: list[str]) -> None: ...
 
 
@@ -263,6 +266,12 @@ class _Safe:
             failure = failures.get(row, RuntimeError(f"decoding an image with Pillow: {reason}"))
             if _lacks_memory(f"{reason} {failure}") or (row in failures and not self._probe.works(request, row)):
                 raise failure  # no fault of the image's, which would be left out for good
+        refused, ids = dict.fromkeys([*failures, *reasons]), shown(request.ids).tolist()
+        right = {row: image for row in refused if (image := self.bad.mended(ids[row], request.images[row])) is not None}
+        if right:
+            self.screen.forget(request.ids[list(right)])
+            whole = [right.get(row, image) for row, image in enumerate(request.images)]
+            return self.prepared(replace(request, images=whole))
         images = {row: image for row, image in zip(rows, pictures, strict=True) if not isinstance(image, str)}
         if images:
             request = request.with_images(images)

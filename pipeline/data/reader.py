@@ -50,6 +50,16 @@ class Reader:
         shapes = zip(windows.height.tolist(), widths.tolist(), strict=True)
         return [view.reshape(height, width, 3) for view, (height, width) in zip(views, shapes, strict=True)]
 
+    def read_anew(self, sample: int) -> np.ndarray:
+        """The bytes of a sample, after its cached shard has been compared with its checksum, and fetched again if they
+        differ."""
+        shard = int(self.index.shard[sample])
+        facts = self.index.shards[shard]
+        if self.cache is not None:
+            self.cache.verify(self.index.location(shard), facts.size, facts.sha256)
+        self._shards.pop(shard, None)
+        return self.read(np.array([sample]))[0]
+
     def _views(self, ids: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
         shards = self.index.shard[ids]
         if self.cache is not None:  # give back what this batch does not need; views that are still held keep theirs

@@ -40,6 +40,10 @@ class Screen:
         """Suspect these images from now on."""
         self._sizes[ids[ids >= 0]] = SUSPECT
 
+    def forget(self, ids: np.ndarray) -> None:
+        """Look at these images anew: they have other bytes now."""
+        self._sizes[ids[ids >= 0]] = UNKNOWN
+
     def _looked_at(self, request: Request) -> np.ndarray:
         """Height and width of each row, or UNKNOWN, SUSPECT or OTHER: int32 [n, 2]."""
         ids = shown(request.ids)

@@ -37,9 +37,9 @@ class Source:
         self.steps = steps
         self.needs = needs
         self.machine_needs = machine_needs
-        self.bad = BadImages(index, data.max_bad_images, run, too_many_bad)
         cache = Cache(data.cache.expanduser(), int(data.cache_gb * 1e9)) if index.is_remote else None
         self.reader = Reader(index, cache)
+        self.bad = BadImages(index, data.max_bad_images, run, too_many_bad, self.reader)
         self.ahead = Ahead(cache, self._remote, self._shards, steps.start, steps.stop) if cache else None
 
     def _remote(self, shard: int) -> tuple[str, int, str]:

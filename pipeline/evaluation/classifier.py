@@ -59,6 +59,7 @@ class Classifier:
     step: int = 0
     epoch: float = 0.0
     wandb_id: str | None = None
+    quarantine_fingerprint: str = ""  # of the images that training left out from its start; "" if it is not known
 
 
 def read(source: str, changes: list[str], best: bool = False) -> Classifier:
@@ -121,6 +122,7 @@ def _checkpoint(path: Path, changes: list[str], best: bool) -> Classifier:
         progress.step,
         progress.epoch,
         progress.wandb_id,
+        progress.quarantine_fingerprint,
     )
 
 

@@ -42,7 +42,7 @@ class Evaluated:
     names: Sequence[str]
     outcomes: Outcomes
     images_per_s: float
-    how: dict[str, Any]  # precision, device, processes, versions
+    how: dict[str, Any]  # precision, device, processes, versions, quarantine_fingerprint
 
     def compare_with(self, view: str) -> str:
         entries = [Entry(one.config, one.weights) for one in self.classifiers]
@@ -189,6 +189,7 @@ def _who(one: Classifier) -> str:
 
 def _facts_of(one: Classifier) -> dict[str, Any]:
     data = one.config.data.model_dump(mode="json")
+    trained = {"quarantine_fingerprint": one.quarantine_fingerprint} if one.quarantine_fingerprint else {}
     return {
         "source": one.source,
         "model": one.config.model.name,
@@ -199,4 +200,5 @@ def _facts_of(one: Classifier) -> dict[str, Any]:
         "num_outputs": one.num_outputs,
         "preprocessing": {name: data[name] for name in PREPROCESSING},
         "corners": one.config.evaluation.corners,
+        **trained,
     }

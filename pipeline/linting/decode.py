@@ -47,6 +47,9 @@ class Told(NamedTuple):
     def suspects(self, ids: np.ndarray) -> np.ndarray:
         return np.zeros(len(ids), bool)
 
+    def mended(self, sample: int, image: np.ndarray) -> None:
+        return None
+
 
 def decoded(images: Iterator[Stored], tell: Tell) -> Iterator[tuple[int, np.ndarray, bytes]]:
     """(row, uint8 [height, width, 3], encoded) of encoded images. `tell` is given the rows that cannot be decoded, and

@@ -54,7 +54,7 @@ class _Shard:
         self.job = job
         self.findings = Findings()
         self.bad: set[int] = set()  # rows that cannot be decoded
-        self.quarantine: list[tuple[str, str]] = []  # (key, reason)
+        self.quarantine: list[tuple[str, str, str]] = []  # (key, reason, digest of the bytes as Entry has it)
         self.sizes = sizes.no_sizes()
         self.counts: dict[str, Counter] = {"formats": Counter(), "modes": Counter(), "labels": Counter()}
         self.extensions: dict[int, str] = {}  # by the offset of the file
@@ -70,7 +70,7 @@ class _Shard:
         """As `scan_shard` wants it."""
         self.say(RENAMED.get(kind, kind), key, message)
         if kind == "undecodable":
-            self.quarantine.append((key, message))
+            self.quarantine.append((key, message, ""))  # no row of an index
         if kind == "truncated":
             self.is_whole = False
 
@@ -157,7 +157,7 @@ def _look_at_images(shard: _Shard) -> None:
         for row, reason in zip(rows.tolist(), reasons, strict=True):
             key = shard.key(row)
             shard.bad.add(row)
-            shard.quarantine.append((key, reason))
+            shard.quarantine.append((key, reason, f"{shard.columns['digest'][row]:016x}"))
             shard.say("undecodable", key, f"sample '{key}': {reason}")
 
     with open(shard.job.tar, "rb") as file, quiet():

@@ -122,7 +122,8 @@ def _settle(one: _Seen, others: list[str], forget: bool) -> Linted:
         findings.add("stale_quarantine", entry.shard, entry.key, f"'{entry.key}' is quarantined, but it is fine now")
     if forget and stale:
         _forget(folder / QUARANTINE, set(stale))
-    new = quarantine.add(folder / QUARANTINE, one.bad) if one.bad else []
+    bad = quarantine.with_digests(looked_at.packed, one.bad) if looked_at.packed else one.bad
+    new = quarantine.add(folder / QUARANTINE, bad) if bad else []
     found = findings.as_json()
     verdict = "errors" if found["counts"]["error"] else "clean"
     report = {"version": VERSION, "source": one.source, "compared_with": others, "verdict": verdict}
@@ -168,7 +169,7 @@ def _merge(looked_at: Target, jobs: list[Job]) -> tuple[Findings, Report, list[E
     for job in jobs:
         record = json.loads(job.record.with_suffix(".json").read_text())
         findings.extend([Finding(*finding) for finding in record["findings"]], record["counts"])
-        bad += [_entry(job.name, key, reason) for key, reason in record["quarantine"]]
+        bad += [_entry(job.name, *line) for line in record["quarantine"]]
         unknown |= set() if record["is_whole"] else {job.name}
         totals = {name: total + record[name] for name, total in totals.items()}
         sizes.merge(of_size, record["sizes"])
@@ -193,9 +194,9 @@ def _merge(looked_at: Target, jobs: list[Job]) -> tuple[Findings, Report, list[E
     return findings, statistics, bad, unknown, digests
 
 
-def _entry(shard: str, key: str, reason: str) -> Entry:
+def _entry(shard: str, key: str, reason: str, digest: str) -> Entry:
     """As it is read back: on one line."""
-    return Entry(shard, key, " ".join(reason.split()))
+    return Entry(shard, key, " ".join(reason.split()), digest)
 
 
 def _stale(known: list[Entry], bad: list[Entry], settled: set[str]) -> list[Entry]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline import hints
 from pipeline.data import index
-from pipeline.data.index import MANIFEST, Shard
+from pipeline.data.index import MANIFEST, Index, Shard
 from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
@@ -30,6 +30,7 @@ class Target:
     classes: tuple[str, ...] | None
     damaged: list[str]  # files of the index
     layout: Layout = WEBDATASET
+    packed: Index | None = None
 
     @property
     def by_image(self) -> bool:
@@ -108,5 +109,6 @@ def _packed(loaded: index.Index) -> Target:
         missing=[(shard.name, path) for shard, path, is_there in entries if not is_there],
         classes=loaded.classes,
         layout=loaded.layout,
+        packed=loaded,
         damaged=[name for name, checksum in columns.items() if index.file_sha256(loaded.folder / name) != checksum],
     )

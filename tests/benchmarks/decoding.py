@@ -53,6 +53,9 @@ class Told:
     def suspects(self, ids: np.ndarray) -> np.ndarray:
         return np.zeros(len(ids), bool)
 
+    def mended(self, sample: int, image: np.ndarray) -> None:
+        return None
+
     def add(self, ids: np.ndarray, reasons: list[str]) -> None:
         self.ids += ids.tolist()
 

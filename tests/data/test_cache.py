@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import pytest
 
+from pipeline.data import verified
 from pipeline.data.cache import Cache, file_name
 from pipeline.data.remote import Patience
 from pipeline.errors import UserError
@@ -55,7 +56,7 @@ def go(process: subprocess.Popen) -> None:
 
 
 def here(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {".lock"}
+    return {path.name for path in folder.iterdir()} - {".lock", ".verified"}
 
 
 def names(*shards: tuple[str, int, str]) -> set[str]:
@@ -158,6 +159,86 @@ def test_a_file_that_somebody_cut_is_fetched_again(store, tmp_path):  # noqa: F8
     os.truncate(tmp_path / file_name(*a[1:]), 10)
     with opened(cache, a) as file:
         assert file.read() == store.files["a"]
+
+
+def flip(path: Path, at: int = 1000) -> None:
+    """One bit, as a disk does it: size and times stay."""
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 4]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def new_job(monkeypatch) -> None:
+    monkeypatch.setattr(verified, "STARTED_NS", time.time_ns() + 50_000_000)
+    time.sleep(0.1)  # clocks of file systems are coarse
+
+
+def test_a_flipped_bit_is_found_by_the_next_job(store, tmp_path, monkeypatch, capsys):  # noqa: F811
+    a, b = store.shard("a"), store.shard("b")
+    for shard in (a, b):
+        opened(Cache(tmp_path, 10 * SIZE), shard).close()
+    flip(tmp_path / file_name(*a[1:]))
+    new_job(monkeypatch)
+    cache = Cache(tmp_path, 10 * SIZE)
+    for _ in range(2):
+        for name, shard in (("a", a), ("b", b)):
+            with opened(cache, shard) as file:
+                assert file.read() == store.files[name]
+    assert store.gets == {"a": 2, "b": 1}
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 1
+    assert f"{tmp_path / file_name(*a[1:])} was damaged after it had been fetched" in said
+    assert f"{a[0]} is fetched again" in said
+
+
+def test_a_shard_is_compared_once_in_a_job(store, tmp_path, monkeypatch):  # noqa: F811
+    a = store.shard("a")
+    opened(Cache(tmp_path, 10 * SIZE), a).close()
+    compared: list[str] = []
+
+    def is_right(file: BinaryIO, sha256: str) -> bool:
+        compared.append(sha256)
+        time.sleep(0.2)  # others come meanwhile, and wait
+        return True
+
+    monkeypatch.setattr(verified, "is_right", is_right)
+    opened(Cache(tmp_path, 10 * SIZE), a).close()
+    assert compared == []  # it was fetched by this job
+    new_job(monkeypatch)
+    with ThreadPoolExecutor(6) as pool:
+        for file in pool.map(lambda _: opened(Cache(tmp_path, 10 * SIZE), a), range(6)):
+            file.close()
+    assert compared == [a[2]]
+
+
+def test_a_process_killed_while_it_compares_has_found_nothing(store, tmp_path, monkeypatch):  # noqa: F811
+    a = store.shard("a")
+    opened(Cache(tmp_path, 10 * SIZE), a).close()
+    whole = tmp_path / file_name(*a[1:])
+    flip(whole)
+    (tmp_path / ".verified" / whole.name).write_bytes(b"")
+    with opened(Cache(tmp_path, 10 * SIZE), a) as file:
+        assert file.read() == store.files["a"]
+
+
+def test_a_damaged_shard_that_is_mapped_stays_with_who_has_it(store, tmp_path, monkeypatch):  # noqa: F811
+    a = store.shard("a")
+    cache = Cache(tmp_path, 10 * SIZE)
+    with opened(cache, a) as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    flip(tmp_path / file_name(*a[1:]))
+    cache.verify(*a)
+    assert here(tmp_path) == set()
+    assert mapped[:] != store.files["a"]
+    with opened(cache, a) as file:
+        assert file.read() == store.files["a"]
+    cache.verify(*a)
+    assert here(tmp_path) == names(a)
+    assert store.gets["a"] == 2
 
 
 def test_the_least_recently_used_goes_first(store, tmp_path):  # noqa: F811

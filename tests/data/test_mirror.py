@@ -1,13 +1,15 @@
 """A packed set behind a URL trains as the folder does: the same rows and pixels, each shard fetched once."""
 
+import hashlib
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.config import parse
-from pipeline.data import index
+from pipeline.data import index, quarantine
 from pipeline.data.loader import order_of, train_batches
 from pipeline.errors import UserError
 from pipeline.preflight import prepare
@@ -102,6 +104,55 @@ def test_a_cache_smaller_than_the_set_fetches_each_shard_once_an_epoch(make_set,
     assert gets == [1] * 12
     kept = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar"))
     assert kept <= 8 * largest
+
+
+@pytest.mark.parametrize("digests", [True, False])
+def test_what_a_disk_damages_while_a_job_runs_is_fetched_again(make_set, store, tmp_path, capsys, digests):  # noqa: F811
+    """Each image of a cached shard loses its header; the batches stay what they were, and no row is lost."""
+    folder = make_set("set", 48, num_shards=2)
+    expected = steps_of(folder, settings(), 0, 12)
+    if not digests:  # as older sets are
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["columns"]["digest"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    data, run = settings(cache=str(tmp_path / "cache")), tmp_path / "run"
+    run.mkdir()
+    loaded = index.load(put(store, folder), cache=data.cache)
+    order = order_of(loaded, data, 12, seed=7)
+    how: dict = {"place": Place(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "first_step": 0, "last_step": 12}
+    for step, batch in enumerate(train_batches(loaded, data, order, 7, **how, run=run)):
+        assert batch.ids.tolist() == expected[step][0]
+        assert batch.labels.tolist() == expected[step][1]
+        sums = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images]
+        assert sums == expected[step][2]
+        if step == 1:
+            [cached] = (tmp_path / "cache").glob(f"{loaded.shards[1].sha256}*.tar")
+            with open(cached, "r+b") as file:
+                for sample in np.flatnonzero(loaded.shard == 1):
+                    file.seek(loaded.offset[sample])
+                    file.write(bytes(200))
+    assert [store.gets[f"set/shard-{number:06d}.tar"] for number in range(2)] == [1, 2]
+    assert capsys.readouterr().err.count("was damaged after it had been fetched") == 1
+    assert not (run / "bad_images.tsv").exists()
+    assert not (loaded.folder / "quarantine.tsv").exists()
+
+
+def test_an_image_that_is_stored_torn_costs_its_row_and_one_comparison(make_set, store, tmp_path):  # noqa: F811
+    folder = make_set("rotten", 24, broken=[3])
+    loaded = index.load(put(store, folder), cache=tmp_path / "cache")
+    data, seen = settings(cache=str(tmp_path / "cache")), []
+    order = order_of(loaded, data, 12, seed=7)
+    how: dict = {"place": Place(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "first_step": 0, "last_step": 4}
+    for batch in train_batches(loaded, data, order, 7, **how):
+        seen += batch.ids[batch.labels.numpy() < 0].tolist()
+    assert seen == [3, 3]
+    assert store.gets["set/shard-000000.tar"] == 1
+    [line] = (loaded.folder / "quarantine.tsv").read_text().splitlines()[1:]
+    with tarfile.open(folder / "shard-000000.tar") as tar:
+        content = tar.extractfile("00003.jpg").read()  # type: ignore[union-attr]
+    assert line.split("\t")[3] == hashlib.blake2b(content, digest_size=8).hexdigest()
+    assert index.load(store.url("set"), cache=tmp_path / "cache").folder == loaded.folder
+    assert quarantine.left_out(loaded).ids.tolist() == [3]
 
 
 def test_an_index_here_of_shards_elsewhere(photos, store, tmp_path):  # noqa: F811

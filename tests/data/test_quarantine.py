@@ -1,5 +1,10 @@
 """A bad image costs its row, is named, is remembered, and too many of them end the run."""
 
+import dataclasses
+import hashlib
+import os
+import tarfile
+
 import numpy as np
 import pytest
 
@@ -20,6 +25,47 @@ BROKEN = (3, 17, 41)
 @pytest.fixture
 def rotten(make_set):
     return make_set("rotten", 60, broken=BROKEN)
+
+
+def member(folder, sample: int) -> tuple:
+    """The shard, the offset and the bytes of a sample's image, as Python's tarfile finds them."""
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for info in tar:
+                if info.name == f"{sample:05d}.jpg":
+                    return path, info.offset_data, tar.extractfile(info).read()
+    raise KeyError(sample)
+
+
+def overwrite(path, offset: int, content: bytes) -> None:
+    """As a disk damages a file, or a person mends one: the size and the time stay."""
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_damage_since_packing_is_told_as_such(make_set, capsys):
+    """The index says what was packed: of two images one has other bytes now."""
+    folder = make_set("packed", 60)
+    packed = [hashlib.blake2b(member(folder, sample)[2], digest_size=8).digest() for sample in range(60)]
+    index = dataclasses.replace(
+        load(folder), digest=np.array([int.from_bytes(one, "big") for one in packed], np.uint64)
+    )
+    path, offset, content = member(folder, 7)
+    overwrite(path, offset + 100, bytes(byte ^ 0xFF for byte in content[100:110]))
+    BadImages(index, limit=10).add(np.array([6, 7]), ["torn", "torn"])
+    first, second = capsys.readouterr().err.splitlines()
+    assert "cannot be decoded (torn)" in first
+    assert "(torn; the shard was damaged since it was packed, these are other bytes)" in second
+
+
+def lost(seen: dict) -> set[int]:
+    """The ids of the rows without a label."""
+    return {
+        sample for ids, labels, _ in seen.values() for sample, label in zip(ids, labels, strict=True) if label == -1
+    }
 
 
 def test_bad_rows_are_labelled_and_all_others_stay_as_they_are(rotten, make_set, tmp_path, capsys):
@@ -106,6 +152,77 @@ def test_a_run_keeps_to_the_quarantine_it_began_with(rotten, tmp_path):
     index = load(rotten)
     assert BadImages(index, 10, tmp_path).among(np.arange(60)).nonzero()[0].tolist() == [0]
     assert BadImages(index, 10).among(np.arange(60)).nonzero()[0].tolist() == [1]
+
+
+def test_an_entry_holds_a_checksum_of_the_images_bytes(rotten, tmp_path):
+    steps_of(rotten, settings(), 0, 5, run=tmp_path)
+    for file in (rotten / "quarantine.tsv", tmp_path / "bad_images.tsv"):
+        lines = [line.split("\t") for line in file.read_text().splitlines()]
+        assert lines[0] == ["shard", "key", "reason", "digest"]
+        assert {line[1]: line[3] for line in lines[1:]} == {
+            f"{sample:05d}": hashlib.blake2b(member(rotten, sample)[2], digest_size=8).hexdigest() for sample in BROKEN
+        }
+
+
+@pytest.mark.parametrize("found_by", ["a run", "lint"])
+def test_a_new_run_tries_again_what_was_mended_and_an_old_one_keeps_to_what_it_had(make_set, tmp_path, found_by):
+    from launch import lint
+
+    folder = make_set("set", 60, broken=[17])
+    path, offset, whole = member(folder, 3)
+    expected = steps_of(folder, settings(), 0, 5)
+    (folder / "quarantine.tsv").unlink()
+    overwrite(path, offset, bytes(500))
+    runs = {name: tmp_path / name for name in ("first", "second", "third")}
+    for run in runs.values():
+        run.mkdir()
+    if found_by == "lint":
+        assert lint.main([str(folder), "--workers", "1"]) == lint.ERRORS
+    else:
+        assert lost(steps_of(folder, settings(), 0, 5, run=runs["first"])) == {3, 17}
+    begun = quarantine.begin(runs["second"], load(folder))
+    assert begun.ids.tolist() == [3, 17]
+    assert begun.lines() == [f"2 of 60 images of {folder} are left out: see {runs['second']}/quarantine.tsv"]
+
+    overwrite(path, offset, whole[:500])
+    again = quarantine.begin(runs["third"], load(folder))
+    assert again.ids.tolist() == [17]
+    assert again.lines() == [
+        f"1 of 60 images of {folder} are left out: see {runs['third']}/quarantine.tsv",
+        f"1 of the images that {folder}/quarantine.tsv lists have other bytes now: tried again",
+    ]
+    assert steps_of(folder, settings(), 0, 5, run=runs["third"]) == expected
+    assert lost(steps_of(folder, settings(), 0, 5)) == {17}  # without a run, as an evaluation
+    assert lost(steps_of(folder, settings(), 0, 5, run=runs["second"])) == {3, 17}
+    assert quarantine.begin(runs["second"], load(folder)).ids.tolist() == [3, 17]
+    assert len({begun.fingerprint, again.fingerprint}) == 2
+    assert begun.fingerprint == quarantine.begin(runs["second"], load(folder)).fingerprint
+
+    overwrite(path, offset, bytes(400))  # damaged anew, in another way
+    assert lost(steps_of(folder, settings(), 0, 5)) == {3, 17}
+    entries = quarantine.read(folder / "quarantine.tsv")
+    assert sorted(entry.key for entry in entries) == ["00003", "00003", "00017"]
+    assert BadImages(load(folder), 10).num_found == 2
+
+
+def test_an_entry_without_a_checksum_counts_whatever_the_bytes(make_set):
+    """As older versions wrote it."""
+    folder = make_set("old", 60)
+    (folder / "quarantine.tsv").write_text("shard\tkey\treason\nshard-000000.tar\t00003\ttorn\nx.tar\tk\ttorn\n")
+    assert lost(steps_of(folder, settings(), 0, 5)) == {3}
+    assert quarantine.left_out(load(folder)).changed == ()
+    known = quarantine.read(folder / "quarantine.tsv")
+    assert quarantine.add(folder / "quarantine.tsv", [Entry("shard-000000.tar", "00003", "torn", "0" * 16)]) == []
+    assert quarantine.read(folder / "quarantine.tsv") == known
+
+
+def test_nothing_is_said_of_a_set_that_is_used_as_a_whole(make_set, tmp_path):
+    folder = make_set("whole", 20)
+    begun = quarantine.begin(tmp_path, load(folder))
+    assert begun.lines() == []
+    assert (tmp_path / "quarantine.tsv").read_text() == "shard\tkey\treason\tdigest\n"
+    quarantine.add(folder / "quarantine.tsv", [Entry("shard-000000.tar", "00001", "found while the run was stopped")])
+    assert quarantine.begin(tmp_path, load(folder)).fingerprint == begun.fingerprint
 
 
 def test_a_rotten_set_ends_the_run_and_its_restart(rotten, tmp_path):

@@ -1,5 +1,6 @@
 """python -m launch.train on tiny photos: trains, goes on, and tells every mistake in one message with exit code 2."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -102,6 +103,34 @@ def test_progress_holds_what_a_resumed_run_needs(trained):
     assert (progress["step"], progress["epoch"], progress["samples_seen"]) == (5, 1.0, 50)
     assert len(progress["errors"]) == 1
     assert progress["best_step"] == 5
+
+
+def test_what_is_left_out_is_said_at_each_start_and_kept_with_the_run(make_set, held_out, tmp_path):
+    """The set's quarantine changes between the starts; the run's own does not."""
+    folder = make_set("rotten", 50, broken=[3])
+    other = hashlib.blake2b(b"another image", digest_size=8).hexdigest()
+    (folder / "quarantine.tsv").write_text(
+        f"shard\tkey\treason\tdigest\nshard-000000.tar\t00003\ttorn\t\nshard-000000.tar\t00004\tmended since\t{other}\n"
+    )
+    config, run = write_config(tmp_path, folder, held_out), tmp_path / "run"
+    ended = train(config)
+    assert ended.returncode == 0, ended.stderr
+    said = f"1 of 50 images of {folder} are left out: see {run}/quarantine.tsv\n"
+    again = f"1 of the images that {folder}/quarantine.tsv lists have other bytes now: tried again\n"
+    assert said + again in ended.stdout
+    (folder / "quarantine.tsv").unlink()
+    ended = train(config, "train.epochs=2")
+    assert said in ended.stdout
+    assert again not in ended.stdout
+    expected = hashlib.sha256(json.dumps([["shard-000000.tar", "00003"]]).encode()).hexdigest()[:16]
+    for step in (5, 10):
+        progress = json.loads((run / "checkpoints" / f"step-{step:08d}" / "progress.json").read_text())
+        assert progress["quarantine_fingerprint"] == expected
+    ended = python("-m", "launch.evaluate", run, "--views", "centre")
+    assert ended.returncode == 0, ended.stderr
+    scored = json.loads((run / "evaluation.json").read_text())
+    assert scored["networks"][0]["quarantine_fingerprint"] == expected
+    assert scored["quarantine_fingerprint"] == hashlib.sha256(b"[]").hexdigest()[:16]
 
 
 def test_going_on_equals_never_having_stopped(trained, tmp_path, config):

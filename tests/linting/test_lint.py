@@ -326,7 +326,7 @@ def test_a_raw_set(tmp_path):
     assert found == {
         ("constant", "flat"), ("undecodable", "grey"), ("undecodable", "float"), ("mixed", "photo")
     }  # fmt: skip
-    reasons = dict(record["quarantine"])
+    reasons = {key: reason for key, reason, _ in record["quarantine"]}
     assert "float32 [40, 40, 3], not uint8" in reasons["float"]
     assert record["formats"] == [["raw", 2]]
 
@@ -337,7 +337,7 @@ def test_a_batch_with_bad_images_names_each_of_them_alone(tmp_path):
         image = _good(300 + number)
         members += _sample(f"k{number}", image[:-200] if number in (3, 17, 18, 39) else image, 0)
     record = _examined(tmp_path, members)
-    assert [key for key, _ in record["quarantine"]] == ["k3", "k17", "k18", "k39"]
+    assert [key for key, *_ in record["quarantine"]] == ["k3", "k17", "k18", "k39"]
     assert record["num_images"] - record["num_decodable"] == 4
 
 

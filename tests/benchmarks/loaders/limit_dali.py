@@ -26,6 +26,9 @@ class NobodyBad:
     def suspects(self, ids: np.ndarray) -> np.ndarray:
         return np.zeros(len(ids), bool)
 
+    def mended(self, sample: int, image: np.ndarray) -> None:
+        return None
+
     def add(self, ids: np.ndarray, reasons: list[str]) -> None:
         raise ValueError(f"{len(ids)} photos cannot be decoded: {reasons[0]}")
 
