@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import disk, hints
 from pipeline.data.index import COLUMNS, MANIFEST, OPTIONAL, QUARANTINE, file_sha256
-from pipeline.data.remote import AT_START, KEEP, download, read_bytes
+from pipeline.data.remote import AT_START, KEEP, Forbidden, download, read_bytes
 from pipeline.disk import cannot_write
 from pipeline.errors import UserError
 from pipeline.locks import lock
@@ -49,10 +49,10 @@ def mirror(url: str, cache: Path | None) -> Path:
 
 
 def _if_there(url: str) -> bytes | None:
-    """An optional file. Some servers say "forbidden" of what does not exist."""
+    """An optional file. A server that fails is no answer: without its quarantine a run would train on other rows."""
     try:
         return read_bytes(url, AT_START)
-    except UserError:
+    except Forbidden:
         return None
 
 

@@ -63,6 +63,10 @@ class _Missing(UserError):
     """There is no such file."""
 
 
+class Forbidden(UserError):
+    """One may not read it; some servers say that of what does not exist, too."""
+
+
 def is_remote(where: str) -> bool:
     """Whether `where` is a URL: "scheme://..."."""
     scheme, found, _ = where.partition("://")
@@ -165,7 +169,8 @@ def _tried(url: str, fetch: Callable[[], T], patience: Patience) -> T:
             failure = error if isinstance(error, Failure) else _explain(error, url)
             text = f"{url} cannot be read: {failure.reason}"
             if not failure.again or (failure.reason == reason and failure.sure_twice):
-                kind = _Missing if _status(error) in (404, 410) or isinstance(error, MISSING) else UserError
+                kind = Forbidden if _is_forbidden(error) else UserError
+                kind = _Missing if _status(error) in (404, 410) or isinstance(error, MISSING) else kind
                 raise kind(f"{text}. {failure.action}") from error
             reason = failure.reason
             if attempt == patience.attempts:
@@ -194,7 +199,7 @@ def _explain(error: Exception, url: str) -> Failure:
         return Failure(f"a package is missing ({error})", f"Install it: {install}" if extra else install)
     if isinstance(error, MISSING) or status in (404, 410):
         return Failure("it does not exist", "Check the URL, and that the set was copied there as a whole")
-    if isinstance(error, PermissionError) or status in (401, 403, 407) or "Credential" in type(error).__name__:
+    if _is_forbidden(error):
         return Failure(
             f"no permission ({reason})",
             f"Check the URL and the credentials: {CREDENTIALS.get(extra, 'those of its storage')}",
@@ -203,6 +208,11 @@ def _explain(error: Exception, url: str) -> Failure:
     if blamed or isinstance(error, ValueError) or getattr(error, "errno", None) == errno.EINVAL:
         return Failure(reason, "Check the URL")
     return Failure(reason, "Check the network and the server, then start the same command again", again=True)
+
+
+def _is_forbidden(error: Exception) -> bool:
+    by_name = isinstance(error, PermissionError) or "Credential" in type(error).__name__
+    return by_name or _status(error) in (401, 403, 407)
 
 
 def _status(error: Exception) -> int | None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.config import parse
-from pipeline.data import index, quarantine
+from pipeline.data import index, mirror, quarantine
 from pipeline.data.loader import order_of, train_batches
+from pipeline.data.remote import Patience
 from pipeline.errors import UserError
 from pipeline.preflight import prepare
 from pipeline.runtime import Place
@@ -175,6 +176,25 @@ def test_the_quarantine_of_a_url_is_honoured(make_set, store, tmp_path):  # noqa
     data = settings(cache=str(tmp_path / "cache"))
     local = index.load(url, cache=data.cache).folder
     assert (local / "quarantine.tsv").read_text().endswith("truncated\n")
+
+
+@pytest.mark.parametrize(("fault", "refused"), [("500", True), ("400", True), ("403", False), ("404", False)])
+def test_a_server_that_fails_is_not_taken_for_a_set_without_a_quarantine(
+    make_set,
+    store,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    fault,
+    refused,
+):
+    monkeypatch.setattr(mirror, "AT_START", Patience(attempts=2, wait_s=0.01))
+    url = put(store, make_set("small", 24))
+    store.faults["set/quarantine.tsv"] = [f"{fault} forever"]
+    if refused:
+        with pytest.raises(UserError, match=f"quarantine.tsv cannot be read: HTTP status {fault}"):
+            index.load(url, cache=tmp_path / "cache")
+    else:
+        index.load(url, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
