@@ -13,7 +13,7 @@ CUDA = $(or $(patsubst .venv/cuda%,%,$(wildcard .venv/cuda1?)),$(shell \
 endif
 OTHER = $(if $(filter 12,$(CUDA)),13,12)
 
-.PHONY: help install demo check test test-all prove clean
+.PHONY: help install demo check test test-all prove soak clean
 
 help:
 	@echo "make demo     draw a data set, train AlexNet on it, score it with ten crops (about 6 minutes on 2 CPU cores)"
@@ -21,7 +21,8 @@ help:
 	@echo "make test     the fast tests: a few minutes on 2 CPU cores"
 	@echo "make check    format, lint, types, fast tests: before every commit"
 	@echo "make test-all fast and slow tests, what .ci/run runs: about 20 minutes"
-	@echo "make prove    long proofs, by hand before a release: learning, a soak run, mutants (1 hour)"
+	@echo "make prove    long proofs, by hand before a release: learning, memory, mutants, and make soak (some 3 hours)"
+	@echo "make soak     200 kills and signals over many runs, whose weights must be those of undisturbed ones"
 
 install: .venv/cuda$(CUDA)
 
@@ -37,6 +38,10 @@ test-all: .venv/installed-dev
 prove: .venv/installed-dev
 	PYTHON= $(BIN)/python -m pytest -m prove -s
 	$(BIN)/python -m tests.mutation.sample
+	$(BIN)/python -m tests.distributed.soak
+
+soak: .venv/installed-dev
+	$(BIN)/python -m tests.distributed.soak
 
 check: .venv/installed-dev
 	$(BIN)/ruff format .
