@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.data.index import file_sha256
-from pipeline.disk import GO_ON, cannot_write
+from pipeline.disk import GO_ON, cannot_write, save_tensors
 from pipeline.errors import UserError, first_mistake
 from pipeline.runtime import Runtime
 
@@ -335,17 +335,10 @@ def _steps(root: Path) -> list[Path]:
 
 def _write(state: dict[str, Any], path: Path) -> None:
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    try:
-        save_file(state, path)
-    except SafetensorError as error:  # of the system's errors it keeps the number alone
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    save_tensors(state, path)
     written = load_file(path)
     if not all(torch.equal(value, written[name]) for name, value in state.items() if not value.isnan().any()):
         raise UserError(f"{path}: the disk gave back other values than were written. Check the disk, then start again")

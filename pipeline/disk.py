@@ -5,15 +5,18 @@ In: a path and the OSError that writing it ended in. Out: a UserError with path,
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 
 FULL = errno.ENOSPC, errno.EDQUOT
 FEW = 16  # files: more than a checkpoint has, which may be removed by now
 GO_ON = "Free that much, then start the same command again: it goes on from the last checkpoint"
+AGAIN = "Free that much, then run the same command again"
 PACK_ON = "Free that much, then run the same command again; it goes on where it stopped"
 
 
@@ -65,3 +68,17 @@ def replace(path: Path, content: bytes, action: str) -> None:
     """Write a file whole, or leave the one that is there. Raises UserError on a full disk."""
     with room(path, len(content), action), whole(path) as temporary:
         temporary.write_bytes(content)
+
+
+def save_tensors(state: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file of contiguous tensors on the host. Raises OSError with its number, as other writing does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(state, path, metadata)
+    except SafetensorError as error:  # of the system's errors it keeps the number alone, in its text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

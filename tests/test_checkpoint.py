@@ -568,7 +568,7 @@ def test_a_best_after_the_step_itself_is_refused(save):
     assert "(best_step=4, best_error=0.5 cannot be at step=3)" in refused(checkpoint.read, folder)
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(Progress)])
+@pytest.mark.parametrize("field", sorted({field.name for field in fields(Progress)} - {"quarantine_fingerprint"}))
 def test_no_field_of_progress_may_be_missing(save, field):
     folder = save(3)
     path = folder / "progress.json"

@@ -4,17 +4,16 @@ In: a classifier. Out: OUT.safetensors, with torchvision's names where torchvisi
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from models.weights import to_torchvision
 from pipeline import network
 from pipeline.config import resolved
 from pipeline.data.index import file_sha256
+from pipeline.disk import AGAIN, replace, room, save_tensors, whole
 from pipeline.errors import UserError
 from pipeline.evaluation.classifier import EXPORTED_BY, Classifier
 from pipeline.versions import versions
@@ -31,20 +30,19 @@ KEPT = {
 def export(one: Classifier, out: Path) -> tuple[Path, str]:
     """Write both, the weights first, each whole or not at all. Returns the JSON's path, and the Python that loads them.
 
-    Raises UserError if a JSON lies there that is no export's.
+    Raises UserError if a JSON lies there that is no export's, and on a full disk.
     """
     beside = out.with_suffix(".json")
     if beside.exists() and not _is_export(beside):
         raise UserError(f"{beside} is there and was not written by launch.export. Give another name")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
     # Copies, since the format has no word for tensors that share memory.
     state = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in one.network.state_dict().items()
     }
-    save_file(state, temporary, metadata={"format": "pt"})
-    os.replace(temporary, out)
+    with room(out, sum(value.nbytes for value in state.values()), AGAIN), whole(out) as temporary:
+        save_tensors(state, temporary, {"format": "pt"})
     tree = resolved(one.config)
     config: dict[str, Any] = {
         section: {key: value for key, value in tree[section].items() if keeps(key)} for section, keeps in KEPT.items()
@@ -60,9 +58,7 @@ def export(one: Classifier, out: Path) -> tuple[Path, str]:
         "config": config,
         "versions": versions(),
     }
-    temporary = beside.with_name(f".{beside.name}.tmp")
-    temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    os.replace(temporary, beside)
+    replace(beside, (json.dumps(facts, indent=1) + "\n").encode(), AGAIN)
     return beside, loading(one, out)
 
 

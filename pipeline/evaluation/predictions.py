@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.data.index import Index
+from pipeline.disk import AGAIN, room, whole
 from pipeline.errors import UserError
 from pipeline.evaluation.outcomes import NO_CLASS, TOP, Outcomes
 
@@ -42,22 +43,21 @@ def require_file(flag: str, path: Path) -> None:
 
 
 def write(outcomes: Outcomes, index: Index, names: Sequence[str], path: Path) -> None:
-    """Write it, whole or not at all; `names[output]` is the name of an output."""
+    """Write it, whole or not at all; `names[output]` is the name of an output. Raises UserError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     rows = _rows(outcomes, index, names)
-    if path.suffix == ".csv":
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(rows)
-    else:
-        import pyarrow
-        import pyarrow.parquet
+    with room(path, 0, AGAIN), whole(path) as temporary:
+        if path.suffix == ".csv":
+            with open(temporary, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(COLUMNS)
+                writer.writerows(rows)
+        else:
+            import pyarrow
+            import pyarrow.parquet
 
-        columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
-        pyarrow.parquet.write_table(pyarrow.table({name: list(column) for name, column in columns.items()}), temporary)
-    os.replace(temporary, path)
+            columns = {name: list(column) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
+            pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
 
 
 def _rows(outcomes: Outcomes, index: Index, names: Sequence[str]) -> Iterator[list]:

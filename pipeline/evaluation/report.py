@@ -6,7 +6,6 @@ Weights & Biases. Errors are in %, as the names of the keys say.
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import disk
 from pipeline.data.index import Index
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
@@ -158,10 +158,8 @@ def presentation(result: Evaluated, other_set: str | None, picture: Any, picture
 
 
 def write(result: Evaluated, path: Path) -> None:
-    """Write all facts as JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(facts(result), indent=1) + "\n")
-    os.replace(temporary, path)
+    """Write all facts as JSON, whole or not at all. Raises UserError on a full disk."""
+    disk.replace(path, (json.dumps(facts(result), indent=1) + "\n").encode(), disk.AGAIN)
 
 
 def _figures(score: Score) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import called
 from safetensors.torch import save_file
 
 from launch import export as command
 from models.build import build
+from pipeline.errors import UserError
+from tests.conftest import called, disk_of, fill
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,3 +50,23 @@ def test_the_lines_that_are_printed_load_it(tmp_path, monkeypatch, name, setting
     assert ran.returncode == 0, ran.stderr
     with torch.inference_mode():
         torch.testing.assert_close(torch.load(tmp_path / "scores.pt"), one(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_disk_is_one_message_and_leaves_what_was_there(tmp_path):
+    one = build("alexnet", 7, width=0.0625)
+    save_file(one.state_dict(), tmp_path / "w.safetensors")
+    from pipeline.evaluation import classifier, export
+
+    read = classifier.read(f"alexnet={tmp_path / 'w.safetensors'}", ["model.num_classes=7", "model.width=0.0625"])
+    with disk_of(tmp_path / "small", 8 << 20) as disk:
+        export.export(read, disk / "out.safetensors")
+        before = (disk / "out.safetensors").read_bytes()
+        fill(disk, left=64 << 10)
+        needed = sum(value.nbytes for value in one.state_dict().values())
+        with pytest.raises(UserError) as caught:
+            export.export(read, disk / "out.safetensors")
+        assert str(caught.value).startswith(f"{disk / 'out.safetensors'} cannot be written: the disk is full")
+        assert f"it takes {needed:,} bytes" in str(caught.value)
+        assert "then run the same command again" in str(caught.value)
+        assert sorted(path.name for path in disk.iterdir()) == ["filler", "out.json", "out.safetensors"]
+        assert (disk / "out.safetensors").read_bytes() == before
