@@ -62,6 +62,8 @@ class Agent(LocalElasticAgent):
             result = super().run(role)
         except SignalException as stopped:
             self._meet(GRACE_S if self._failures() else STOP_S)
+            if [rank.proc.poll() for rank in self._ranks()] == [0] * self._worker_group.spec.local_world_size:
+                return RunResult(WorkerState.SUCCEEDED, {})  # it came too late: they are done
             if failures := self._failures(interrupted=False):
                 code = 128 + stopped.sigval if failures[0].lost_peer else failures[0].exit_code
                 raise self._job_failed(failures[0], code) from stopped

@@ -147,6 +147,18 @@ def test_all_machines_start_again_after_a_failure(tmp_path):
     assert sum(text.count("batch 7 is rotten") for text in said) == 2  # the line of the source and the message
 
 
+@pytest.mark.slow  # 15 s
+def test_a_stop_that_comes_too_late_is_none(tmp_path):
+    """The ranks are in what follows the last step, and end with 0: the run is done."""
+    script = tmp_path / "script.py"
+    script.write_text(SLOW_TO_STOP.replace("raise Stopped(stop.signal)", "return"))
+    (launcher,) = launch(script, str(tmp_path), ranks=2)
+    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2, 60)
+    launcher.send_signal(signal.SIGTERM)
+    codes, said, _ = outcome([launcher])
+    assert codes == [0], said
+
+
 @pytest.mark.slow  # 10 s
 def test_ranks_end_with_their_launcher_and_leave_nothing(tmp_path, monkeypatch):
     """Killed as the kernel does it, while one rank waits in C and another in the store."""
