@@ -24,9 +24,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.
 
 
 def main() -> int:
-    _on_signals(lambda number, _: os._exit(128 + number))  # nothing is begun
+    under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # which torch forgets: a logout would end the job
+    signals = [number for number in SIGNALS if not (under_nohup and number == signal.SIGHUP)]
+    _on(signals, lambda number, _: os._exit(128 + number))  # nothing is begun
     # Else the launcher itself dies of SIGUSR1. Where torch has this option.
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in SIGNALS))
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in signals))
     # Else the last agents fill the terminal with C++ frames when the machine that hosts the store has gone. Only here.
     unset = "TORCH_CPP_LOG_LEVEL" not in os.environ
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -49,7 +51,7 @@ def main() -> int:
     def stop(number: int, _: Any) -> None:  # as torch does it from when the ranks are started
         raise SignalException("stopped before the ranks were started", signal.Signals(number))
 
-    _on_signals(stop)
+    _on(signals, stop)
     try:
         with tempfile.TemporaryDirectory(prefix="tencrop-torchrun-") as folder:
             args.log_dir = args.log_dir or folder  # torch makes two of its own, and leaves them
@@ -68,8 +70,8 @@ def main() -> int:
     return 0
 
 
-def _on_signals(handler: Callable[[int, Any], Any]) -> None:
-    for number in SIGNALS:
+def _on(signals: list[signal.Signals], handler: Callable[[int, Any], Any]) -> None:
+    for number in signals:
         signal.signal(number, handler)
 
 

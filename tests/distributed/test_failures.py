@@ -148,6 +148,24 @@ def test_all_machines_start_again_after_a_failure(tmp_path):
 
 
 @pytest.mark.slow  # 15 s
+def test_nohup_keeps_a_job_alive(tmp_path, monkeypatch):
+    """SIGHUP is ignored from the start, as nohup leaves it, and comes to all processes; torch alone would end."""
+    script = tmp_path / "script.py"
+    ends = SLOW_TO_STOP.replace("raise Stopped(stop.signal)", "return")
+    script.write_text(ends.replace("while not stop.poll():", "for _ in range(60):"))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        (launcher,) = launch(script, str(tmp_path), ranks=1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for((tmp_path / "ready-0").exists, 60)
+    os.kill(launcher.pid, signal.SIGHUP)
+    os.kill(int((tmp_path / "pid-0").read_text()), signal.SIGHUP)
+    codes, said, _ = outcome([launcher])
+    assert codes == [0], said
+
+
+@pytest.mark.slow  # 15 s
 def test_a_stop_that_comes_too_late_is_none(tmp_path):
     """The ranks are in what follows the last step, and end with 0: the run is done."""
     script = tmp_path / "script.py"
