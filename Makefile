@@ -33,7 +33,7 @@ test: .venv/installed-dev
 	PYTHON= $(BIN)/python -m pytest -m "not slow and not prove"
 
 test-all: .venv/installed-dev
-	PYTHON= $(BIN)/python -m pytest -m "not prove"
+	PYTHON= $(BIN)/python -m pytest -m "not prove" --durations=25
 
 prove: .venv/installed-dev
 	PYTHON= $(BIN)/python -m pytest -m prove -s

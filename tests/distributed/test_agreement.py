@@ -46,7 +46,7 @@ def test_machines_started_with_other_words_are_refused(config, tmp_path):  # noq
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow  # 20 s
+@pytest.mark.prove  # 20 s
 def test_machines_with_a_run_folder_each_are_refused(config, tmp_path):  # noqa: F811
     common = [str(config), *SMALL]
     said = refusals([[*common, f"run={tmp_path / name}"] for name in "ab"], tmp_path)

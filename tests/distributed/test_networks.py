@@ -127,7 +127,7 @@ def test_two_hosts_train_one_model_over_it(hosts, names, photos, tmp_path, maste
         assert min(bytes_sent(host, "fast0") - sent for host, sent in zip(hosts, before, strict=True)) > gradients / 2
 
 
-@pytest.mark.slow  # 90 s
+@pytest.mark.prove  # 100 s
 def test_a_link_that_is_cut_is_told_on_both_hosts_and_the_job_ends(hosts, names, photos, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(f"data: {{train: {photos}}}\ntrain: {{epochs: 9999, global_batch: 12, log_every_steps: 1}}\n")

@@ -64,7 +64,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends(tmp_path):
     assert any("all_reduce" in text for text in stacks)
 
 
-@pytest.mark.slow  # 45 s
+@pytest.mark.prove  # 45 s
 def test_sigterm_ends_a_job_that_hangs_and_tells_what_is_lost(tmp_path):
     launchers, ranks = running(tmp_path, stall_s=0)
     os.kill(ranks[2], signal.SIGSTOP)
@@ -79,7 +79,7 @@ def test_sigterm_ends_a_job_that_hangs_and_tells_what_is_lost(tmp_path):
         assert text.rstrip().endswith("what came after the last checkpoint is lost. The same command goes on from it")
 
 
-@pytest.mark.slow  # 30 s
+@pytest.mark.prove  # 35 s
 def test_a_launcher_tells_which_machines_have_come(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("")
