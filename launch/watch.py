@@ -122,6 +122,7 @@ class Watch:
         self._ranks: list[Rank] = []
         self._since_s = self._told_s = 0.0
         self._still_s = self._longest_s = 0.0  # since the last point of this machine; between two, after the first step
+        self._step = 0  # when that was looked at
         self._store: Any = None
         self._machine, self._num_machines = 0, 1
         self._reports: dict[int, tuple[str, list[Seen], int, float]] = {}  # host, ranks, number of it, when it came
@@ -146,6 +147,7 @@ class Watch:
         self.verdict, self._joining, self._reports = None, None, {}
         self._since_s = self._contact_s = time.monotonic()
         self._told_s = self._still_s = self._longest_s = 0.0
+        self._step = 0
         self._store, self._machine, self._num_machines = store, machine, num_machines
         self._ranks = ranks
 
@@ -188,10 +190,10 @@ class Watch:
         return [one for one in seen if one.state]
 
     def _judge(self, seen: list[Seen]) -> None:
-        still_s, before_s = _still_s(seen), self._still_s
-        self._still_s = still_s
-        if still_s < before_s and min(one.step for one in seen) > 1:
-            self._longest_s = max(self._longest_s, before_s)
+        still_s, step = _still_s(seen), min(one.step for one in seen)
+        if still_s < self._still_s and self._step > 1:
+            self._longest_s = max(self._longest_s, self._still_s)
+        self._still_s, self._step = still_s, step
         if still_s < QUIET_S:
             self._told_s = 0.0
             return

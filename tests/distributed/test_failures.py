@@ -147,7 +147,7 @@ def test_all_machines_start_again_after_a_failure(tmp_path):
     assert sum(text.count("batch 7 is rotten") for text in said) == 2  # the line of the source and the message
 
 
-@pytest.mark.slow  # 15 s
+@pytest.mark.prove  # 15 s
 def test_nohup_keeps_a_job_alive(tmp_path, monkeypatch):
     """SIGHUP is ignored from the start, as nohup leaves it, and comes to all processes; torch alone would end."""
     script = tmp_path / "script.py"

@@ -127,6 +127,9 @@ def test_slow_steps_and_a_first_step_are_given_time(quick, rank):
     rank[1].note(COMPUTE, 1)
     time.sleep(1.2)  # it compiles
     assert said == []
+    rank[1].note(COMPUTE, 2)
+    time.sleep(0.15)
+    assert guard._longest_s == 0  # the first step tells nothing of the others
     for step in (2, 3):
         rank[1].note(COMPUTE, step)
         time.sleep(0.45)
