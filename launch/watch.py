@@ -129,10 +129,10 @@ class Watch:
         self._contact_s = 0.0  # when the store answered last
         self._joining: tuple[Any, float] | None = None
         self._signal: tuple[int, float] | None = None  # the first, and when it came
-        self._obeyed = False
+        self._obeyed = self._closed = False
         self._awake, wake = os.pipe()
         os.set_blocking(wake, False)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._woken_before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for work in (self._watch, self._exchange):
             threading.Thread(target=work, daemon=True).start()
 
@@ -166,14 +166,20 @@ class Watch:
             return None
         return self._words(seen) if _still_s(seen) > max(QUIET_S, 3 * self._longest_s) else None
 
+    def close(self) -> None:
+        """Look at nothing any more, signals included."""
+        self._closed = True
+        signal.set_wakeup_fd(self._woken_before)
+
     # The thread that does not hang
 
     def _watch(self) -> None:
-        while True:
+        while not self._closed:
             ready, _, _ = select.select([self._awake], [], [], LOOK_S)
             if ready and (numbers := [n for n in os.read(self._awake, 64) if n != signal.SIGCHLD]):
                 self._signal = self._signal or (numbers[0], time.monotonic())
-            self._look()
+            if not self._closed:
+                self._look()
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -285,7 +291,7 @@ class Watch:
 
     def _exchange(self) -> None:
         number = 0
-        while True:
+        while not self._closed:
             time.sleep(REPORT_S)
             store, number = self._store, number + 1
             if not self._ranks or store is None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -77,16 +78,19 @@ def rank(tmp_path, monkeypatch):
     return Rank(0, os.getpid(), str(error_file)), Whereabouts(tmp_path / "run", stall_s=2.0)
 
 
-def started(rank: Rank) -> tuple[Watch, list[str]]:
+@pytest.fixture
+def started(rank) -> Iterator[tuple[Watch, list[str]]]:
+    """A watch over this process, and what it says."""
     said: list[str] = []
     guard = Watch(said.append)
-    guard.started([rank], None, 0, 1)
+    guard.started([rank[0]], None, 0, 1)
     guard._contact_s = float("inf")  # one machine alone has no store to lose
-    return guard, said
+    yield guard, said
+    guard.close()  # or it would take the signals of other tests for its launcher's
 
 
-def test_a_rank_that_moves_is_left_alone(quick, rank):
-    guard, said = started(rank[0])
+def test_a_rank_that_moves_is_left_alone(quick, rank, started):
+    guard, said = started
     for step in range(1, 30):
         rank[1].note(COMPUTE, step)
         time.sleep(0.1)
@@ -95,8 +99,8 @@ def test_a_rank_that_moves_is_left_alone(quick, rank):
     assert guard.verdict is None
 
 
-def test_a_rank_that_stands_still_is_told_and_ended(quick, rank, tmp_path):
-    guard, said = started(rank[0])
+def test_a_rank_that_stands_still_is_told_and_ended(quick, rank, started, tmp_path):
+    guard, said = started
     for step in (2, 3, 4):
         rank[1].note(COMPUTE, step)
         time.sleep(0.1)
@@ -114,16 +118,16 @@ def test_a_rank_that_stands_still_is_told_and_ended(quick, rank, tmp_path):
     assert "test_a_rank_that_stands_still_is_told_and_ended" in stacks.read_text()
 
 
-def test_a_long_checkpoint_is_no_stall_yet(quick, rank):
-    guard, said = started(rank[0])
+def test_a_long_checkpoint_is_no_stall_yet(quick, rank, started):
+    guard, said = started
     rank[1].note(SAVE, 4)
     time.sleep(1.2)
     guard.ending()
     assert said == []
 
 
-def test_slow_steps_and_a_first_step_are_given_time(quick, rank):
-    guard, said = started(rank[0])
+def test_slow_steps_and_a_first_step_are_given_time(quick, rank, started):
+    guard, said = started
     rank[1].note(COMPUTE, 1)
     time.sleep(1.2)  # it compiles
     assert said == []
@@ -139,8 +143,8 @@ def test_slow_steps_and_a_first_step_are_given_time(quick, rank):
     guard.ending()
 
 
-def test_a_stop_is_not_waited_for_when_nothing_moves(quick, rank):
-    guard, _ = started(rank[0])
+def test_a_stop_is_not_waited_for_when_nothing_moves(quick, rank, started):
+    guard, _ = started
     assert guard.hangs() is None  # it starts, which may take long
     for step in range(2, 6):
         rank[1].note(COMPUTE, step)
