@@ -35,7 +35,6 @@ FAILURE, NUM_ENDED = "tencrop/failure", "tencrop/num_ended"  # keys of the store
 STOPS = {signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 INTERRUPTED = {-number for number in STOPS}  # exit codes of ranks that a signal ended at once
 STOPPED = {128 + number for number in STOP_SIGNALS}  # and of ranks that all agreed to stop, and saved (launch.command)
-GO_ON = "The same command goes on from it"
 STORE_ERRORS = (RuntimeError, ValueError, TimeoutError)  # the machine that hosts the store is gone
 
 
@@ -153,7 +152,10 @@ class Agent(LocalElasticAgent):
             if hangs or time.monotonic() > deadline:
                 late = [self._worker_group.workers[local_rank].global_rank for local_rank in running]
                 why = f"the job hangs: {hangs}" if hangs else f"rank {late} did not end in {timeout_s:.0f} s"
-                self._late = f"{why}. {number.name} killed it: what came after the last checkpoint is lost. {GO_ON}"
+                self._late = (
+                    f"{why}. {number.name} killed it: what came after the last checkpoint is lost. "
+                    f"The same command goes on from it"
+                )
                 self._tell(Failure(late[0], self._watch.host, 128 + number, self._late, at=time.time(), stalled=True))
                 break
             time.sleep(POLL_S)

@@ -10,9 +10,12 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pipeline.disk import whole
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,8 @@ def leave(error: Exception, mistake: str | None) -> None:
 def _write(file: Path, text: str) -> None:
     """Whole or not at all: torch's agent ends in a traceback of its own on half a file, which a rank leaves that is
     killed while it writes. On a full disk there is none; the words were said on the terminal."""
-    half = file.with_name(f"{file.name}.half")
-    try:
+    with suppress(OSError), whole(file) as half:
         half.write_text(text)
-        half.replace(file)
-    except OSError:
-        half.unlink(missing_ok=True)
 
 
 def read(file: Path, code: int, rank: int, final: bool) -> Failure:

@@ -176,8 +176,8 @@ class Watch:
     def _watch(self) -> None:
         while not self._closed:
             ready, _, _ = select.select([self._awake], [], [], LOOK_S)
-            if ready and (numbers := [n for n in os.read(self._awake, 64) if n != signal.SIGCHLD]):
-                self._signal = self._signal or (numbers[0], time.monotonic())
+            if ready:
+                self._signal = self._signal or (os.read(self._awake, 1)[0], time.monotonic())
             if not self._closed:
                 self._look()
 

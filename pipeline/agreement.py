@@ -11,18 +11,20 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import disk
 from pipeline.config import Config, resolved
 from pipeline.data.index import Index
 from pipeline.errors import UserError
-from pipeline.evaluation.classifier import Classifier
-from pipeline.preflight import Flight
 from pipeline.refusal import shared_refusal
 from pipeline.runtime import Runtime
 from pipeline.unread import flat
 from pipeline.versions import versions
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.classifier import Classifier
+    from pipeline.preflight import Flight
 
 ROOT = Path(__file__).parents[1]
 PATHS = ("run", "data.train", "data.validation", "data.cache")  # a machine may have its own: what is there is compared
@@ -32,7 +34,7 @@ MOST_HOSTS = 3  # that a message names
 Facts = dict[str, Any]
 
 
-def of_training(config: Config, flight: Flight, runtime: Runtime) -> Facts:
+def of_training(config: Config, flight: "Flight", runtime: Runtime) -> Facts:
     """What must be the same on all ranks that train, by the names that a message uses."""
     return _of_any(config, runtime) | {
         "data.train (fingerprint)": flight.index.fingerprint,
@@ -41,7 +43,7 @@ def of_training(config: Config, flight: Flight, runtime: Runtime) -> Facts:
     }
 
 
-def of_scoring(found: Sequence[Classifier], index: Index, runtime: Runtime) -> Facts:
+def of_scoring(found: "Sequence[Classifier]", index: Index, runtime: Runtime) -> Facts:
     """What must be the same on all ranks that score."""
     facts = _of_any(found[0].config, runtime) | {"the set (fingerprint)": index.fingerprint}
     return facts | {f"weights {number} (SHA-256)": one.weights_sha256 for number, one in enumerate(found, start=1)}

@@ -125,14 +125,6 @@ class Writer:
             self._thread = None
 
 
-def save(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int) -> Path:
-    """Write one checkpoint and wait for it. Returns its folder; raises what Writer.finish raises."""
-    writer = Writer(run, runtime, keep)
-    folder = writer.save(engine, progress)
-    writer.finish()
-    return folder
-
-
 def _as_tensors(state: "OptimizerState") -> dict[str, Any]:
     import torch
 

@@ -39,6 +39,14 @@ def train(stepper: engine.Stepper, *steps: int) -> None:
         stepper.micro_step(images, labels, step, 0)
 
 
+def write(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int) -> Path:
+    """One checkpoint, waited for."""
+    writer = checkpoint.Writer(run, runtime, keep)
+    folder = writer.save(engine, progress)
+    writer.finish()
+    return folder
+
+
 def weights(stepper: engine.Stepper) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in stepper.engine.module.state_dict().items()}
 
@@ -74,7 +82,7 @@ def save(trained, alone, tmp_path):
     def save_step(step: int, keep: int = 3, **facts) -> Path:
         if facts.get("best_step"):
             facts.setdefault("best_error", 0.5)
-        return checkpoint.save(trained.engine, Progress(step=step, **facts), tmp_path / "run", alone, keep)
+        return write(trained.engine, Progress(step=step, **facts), tmp_path / "run", alone, keep)
 
     return save_step
 
@@ -109,7 +117,7 @@ def test_the_papers_velocity_comes_back_too(alone, tmp_path):
     whole, resumed, forgetful = (stepper_of(alone, seed, config) for seed in (0, 1, 1))
     train(whole, 0, 1, 2)
     (tmp_path / "run").mkdir()
-    folder = checkpoint.save(whole.engine, Progress(step=3), tmp_path / "run", alone, 3)
+    folder = write(whole.engine, Progress(step=3), tmp_path / "run", alone, 3)
     for stepper in (resumed, forgetful):
         load(stepper, folder)
     pairs = list(zip(momentum(resumed), momentum(whole), strict=True))
@@ -136,7 +144,7 @@ def test_a_network_with_a_frozen_part_goes_on(alone, tmp_path, zero_stage):
     whole, resumed = built(0), built(1)
     train(whole, 0, 1)
     (tmp_path / "run").mkdir()
-    folder = checkpoint.save(whole.engine, Progress(step=2), tmp_path / "run", alone, 3)
+    folder = write(whole.engine, Progress(step=2), tmp_path / "run", alone, 3)
     state = checkpoint.read_optimizer(folder)
     assert sorted(state.momentum) == ["2.bias", "2.weight", "3.bias", "3.weight"]
     if zero_stage == 0:  # weights are loaded before the engine is built, which at stage 1 takes copies of them
@@ -298,25 +306,25 @@ def test_a_full_disk_is_told_and_the_next_save_works(save, tmp_path, monkeypatch
 
 def test_a_disk_that_is_really_full(trained, alone, tmp_path):
     with disk_of(tmp_path / "small", 64 << 10) as disk:
-        before = checkpoint.save(trained.engine, Progress(step=1), disk, alone, 3)
+        before = write(trained.engine, Progress(step=1), disk, alone, 3)
         filler = fill(disk, 4096)
         with pytest.raises(
             UserError, match=r"step-00000002 cannot be written: the disk is full \(it takes 1,\d{3} bytes"
         ):
-            checkpoint.save(trained.engine, Progress(step=2), disk, alone, 3)
+            write(trained.engine, Progress(step=2), disk, alone, 3)
         assert folders(disk) == [before.name]
         filler.unlink()
-        assert checkpoint.save(trained.engine, Progress(step=2), disk, alone, 3) == checkpoint.latest(disk)
+        assert write(trained.engine, Progress(step=2), disk, alone, 3) == checkpoint.latest(disk)
 
 
 def test_a_disk_without_inodes(trained, alone, tmp_path):
     with disk_of(tmp_path / "small", 1 << 20, inodes=12) as disk:
-        before = checkpoint.save(trained.engine, Progress(step=1), disk, alone, 3)
+        before = write(trained.engine, Progress(step=1), disk, alone, 3)
         (disk / "one").touch()
         (disk / "two").touch()
         (disk / "three").touch()
         with pytest.raises(UserError, match=r"step-00000002 cannot be written: its file system has \d inodes left"):
-            checkpoint.save(trained.engine, Progress(step=2), disk, alone, 3)
+            write(trained.engine, Progress(step=2), disk, alone, 3)
         assert folders(disk) == [before.name]
 
 

@@ -11,7 +11,6 @@ alone, may lie behind a URL: then the index is copied into the cache folder, and
 
 import hashlib
 import json
-import os
 import re
 import shlex
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ import numpy as np
 from pipeline import hints
 from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.remote import is_remote
+from pipeline.disk import whole
 from pipeline.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -296,9 +296,8 @@ def write(
         "shards": [asdict(shard) for shard, _ in shards],
         "classes": list(classes),
     }
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    os.replace(temporary, folder / MANIFEST)
+    with whole(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def _raise_shared_key(shards: list[tuple[Shard, dict[str, list]]]) -> None:
