@@ -204,6 +204,8 @@ def _explain(error: Exception, url: str) -> Failure:
             f"no permission ({reason})",
             f"Check the URL and the credentials: {CREDENTIALS.get(extra, 'those of its storage')}",
         )
+    if "Redirect" in type(error).__name__:  # aiohttp's: to another scheme, to nothing, in a circle
+        return Failure(f"the server redirects it ({reason})", "Check the URL", again=True, sure_twice=True)
     blamed = status is not None and 400 <= status < 500 and status not in WORTH_ANOTHER
     if blamed or isinstance(error, ValueError) or getattr(error, "errno", None) == errno.EINVAL:
         return Failure(reason, "Check the URL")

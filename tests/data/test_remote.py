@@ -25,7 +25,8 @@ BODY = bytes(range(256)) * 400
 class Store:
     """An HTTP server of `files`. Each GET of a file takes the next of its `faults`; "X forever" is not used up.
 
-    Faults: a status code; "stall" in mid-body until `released`; "drop" the connection there; a "short" or "wrong" body.
+    Faults: a status code; "stall" in mid-body until `released`; "drop" the connection there; a "short" or "wrong" body;
+    "to X": redirected to X.
     """
 
     def __init__(self) -> None:
@@ -72,6 +73,11 @@ class Store:
                 faults.pop(0)
         self.on_get()
         body = self.files.get(name)
+        if fault.startswith("to "):
+            handler.send_response(302)
+            handler.send_header("Location", fault.removeprefix("to "))
+            handler.end_headers()
+            return
         if fault.isdigit() or body is None:
             handler.send_error(int(fault) if fault.isdigit() else 404)
             return
@@ -223,6 +229,23 @@ def test_a_request_that_the_server_refuses_is_told_at_once(store):
     with pytest.raises(UserError, match=r"HTTP status 400. Check the URL"):
         read_bytes(store.url("a"))
     assert store.gets["a"] == 1
+
+
+def test_a_server_may_redirect_to_another_file_of_http(store):
+    store.files |= {"a": b"", "b": BODY}
+    store.faults["a"] = [f"to {store.url('b')}"]
+    assert read_bytes(store.url("a")) == BODY
+
+
+@pytest.mark.parametrize("where", ["file://{}", "ftp://127.0.0.1/{}", "/a"])
+def test_a_redirect_to_nothing_that_can_be_read_is_told_after_two_attempts(store, tmp_path, where):
+    """To a file of this machine, to another scheme, in a circle."""
+    (tmp_path / "own").write_text("of this machine")
+    store.files["a"] = BODY
+    store.faults["a"] = [f"to {where.format(tmp_path / 'own')} forever"]
+    with pytest.raises(UserError, match=r"the server redirects it \(\w+Redirect.*\)\. Check the URL") as told:
+        read_bytes(store.url("a"), QUICK)
+    assert "of this machine" not in str(told.value)
 
 
 def test_the_users_own_headers_are_sent(store, monkeypatch):
