@@ -34,7 +34,7 @@ from pipeline.errors import UserError
 
 def main() -> None:
     words = _parser().parse_intermixed_args()  # settings may stand anywhere
-    sources, changes = _sorted(words.sources)
+    sources, changes = _sorted(words.sources, words.views)
     changes = [*_flags(words), *changes]
     from pipeline.evaluation import predictions
 
@@ -207,13 +207,26 @@ def _same(own: str, data: str) -> bool:
     return own.rstrip("/") == data.rstrip("/") or Path(own).resolve() == Path(data).resolve()
 
 
-def _sorted(words: list[str]) -> tuple[list[str], list[str]]:
+def _sorted(words: list[str], views: str) -> tuple[list[str], list[str]]:
     """Sources, and key=value settings."""
+    if loose := [word for word in words if _is_view(word) and not Path(word).exists()]:
+        raise UserError(
+            f"views are given with commas between them: --views {','.join(one.strip(',') for one in [views, *loose])}"
+        )
     changes = [word for word in words if re.match(r"[a-z_]+(\.[a-z0-9_]+)*=", word) and _is_setting(word)]
     sources = [word for word in words if word not in changes]
     if not sources:
         raise UserError("no SOURCE given: name a run folder, an exported file, or a network. See --help")
     return sources, changes
+
+
+def _is_view(word: str) -> bool:
+    from pipeline.views import parse
+
+    try:
+        return bool(parse(word.strip(",")))
+    except ValueError:
+        return False
 
 
 def _is_setting(word: str) -> bool:

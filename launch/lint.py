@@ -21,6 +21,7 @@ from typing import Any
 from launch.command import run_pool
 from launch.progress import meter
 from pipeline import hints
+from pipeline.counted import counted
 from pipeline.errors import UserError
 
 CLEAN, ERRORS = 0, 1
@@ -35,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         start_s = time.monotonic()
         linted = linting.lint(args.shards, args.out, args.workers, meter, args.forget)
         wall_s, images = time.monotonic() - start_s, sum(one.report["num_images"] for one in linted)
-        print(f"{images:,} images in {wall_s:.1f} s: {images / wall_s:.0f} images/s with {args.workers} processes")
+        pace = f"{images / wall_s:.0f} images/s with {counted(args.workers, 'process', 'processes')}"
+        print(f"{counted(images, 'image')} in {wall_s:.1f} s: {pace}")
         for one in linted:
             _report(one)
         return ERRORS if any(one.report["counts"]["error"] for one in linted) else CLEAN
@@ -72,11 +74,11 @@ def _report(linted: Any) -> None:
         print(f"  {facts['severity']:<8}{facts['count']:>9,}  {facts['title']}")
         print(f"{'':21}e.g. {example[kind]}")
     if linted.num_quarantined:
-        print(f"{linted.num_quarantined:,} images that cannot be decoded were added to {folder / QUARANTINE}")
+        print(f"{folder / QUARANTINE} has new rows, of images that cannot be decoded: {linted.num_quarantined:,}")
         if not linted.is_packed or folder.resolve() != linted.home.resolve():
             print("training reads the quarantine.tsv beside a packed set's manifest.json: copy it there")
     if linted.num_forgotten:
-        print(f"{linted.num_forgotten:,} entries that are fine now were removed from {folder / QUARANTINE}")
+        print(f"{folder / QUARANTINE} lost rows, of images that are fine now: {linted.num_forgotten:,}")
     print(f"page: {folder / PAGE}")
     worst = next(iter(report["kinds"]), None)
     severity = KINDS[worst].severity if worst else ""

@@ -24,6 +24,7 @@ from typing import Any
 from launch.command import run_pool
 from launch.progress import meter
 from pipeline import hints
+from pipeline.counted import counted
 from pipeline.errors import UserError
 
 
@@ -46,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: give 1 or more")
-        _report(pack.pack(args.source, args.out, options, args.workers, _say, meter), args.out)
+        if len(args.source) > 1:
+            raise UserError(_expanded(args.source, args.out))
+        _report(pack.pack(args.source[0], args.out, options, args.workers, _say, meter), args.out)
         return 0
 
     return run_pool(
@@ -58,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder of images or archives, or .tar shards (URLs too)")
+    parser.add_argument(
+        "source", nargs="+", metavar="SOURCE", help="folder of images or archives, or .tar shards (URLs too)"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="new folder for the packed sets")
     parser.add_argument(
         "--holdout", type=float, metavar="SHARE", help="share of each class that goes to validation, e.g. 0.1"
@@ -84,15 +89,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _expanded(sources: list[str], out: Path) -> str:
+    """What to say of several: most often the shell has replaced a pattern by the files that match."""
+    first = Path(sources[0])
+    again = hints.command("launch.pack", first.with_name(f"*{first.suffix}"), out)
+    return f"{len(sources)} words before OUT, and SOURCE is one. If the shell expanded a pattern, quote it: {again}"
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
 def _report(packed: dict[str, Any], out: Path) -> None:
     for name, counts in packed["sets"].items():
-        _say(
-            f"{out / name}: {counts['images']:,} images in {counts['shards']:,} shards, {packed['num_classes']} classes"
-        )
+        images, shards = counted(counts["images"], "image"), counted(counts["shards"], "shard")
+        _say(f"{out / name}: {images} in {shards}, {counted(packed['num_classes'], 'class', 'classes')}")
     for doubt in packed["doubts"]:
         _say(f"warning: {doubt}")
     if "train" in packed["sets"]:
@@ -109,7 +120,7 @@ def _report(packed: dict[str, Any], out: Path) -> None:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in packed["converted"].items())
         _say(f"stored as PNG, without loss, since training would not decode their bytes as Pillow does: {kinds}")
     if packed["num_rejected"]:
-        _say(f"{packed['num_rejected']:,} files left out, listed in {out / 'rejected.tsv'}")
+        _say(f"{counted(packed['num_rejected'], 'file')} left out, listed in {out / 'rejected.tsv'}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from launch.command import Stopped, run_command
 from pipeline import hints
 from pipeline.config import Config, describe, load
+from pipeline.counted import counted
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def main() -> None:
 
     config = load(words.config, words.overrides, tell=print if place().rank == 0 else lambda line: None)
 
+    from pipeline.data.plausible import doubts
     from pipeline.preflight import prepare
 
     world = words.processes or place().world
@@ -45,11 +47,12 @@ def main() -> None:
         _try(config, flight)
         micro_batch, micro_steps = config.train.split(world)
         step = flight.progress.step
-        for doubt in flight.doubts:
+        for doubt in doubts(flight.index, *([flight.validation] if flight.validation else [])):
             print(f"warning: {doubt}")
         print(
-            f"{flight.run}: {config.model.name} on {flight.index.num_samples:,} images of {len(flight.index.classes)} "
-            f"classes, {world} x {micro_batch} images x {micro_steps} a step, "
+            f"{flight.run}: {config.model.name} on {counted(flight.index.num_samples, 'image')} of "
+            f"{counted(len(flight.index.classes), 'class', 'classes')}, "
+            f"{world} x {micro_batch} images x {micro_steps} a step, "
             + (f"going on after step {step}" if step else "from the start")
         )
         return

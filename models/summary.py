@@ -14,6 +14,9 @@ from functools import partial
 from math import prod
 from typing import Any
 
+if __name__ == "__main__":
+    import launch  # noqa: F401  # which says so in one line without the environment
+
 import torch
 from torch import nn
 

@@ -13,7 +13,7 @@ from models.compiler import c_compiler
 from pipeline import builds, checkpoint, journal, network
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse, resolved
-from pipeline.data import plausible, quarantine
+from pipeline.data import quarantine
 from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
@@ -34,13 +34,12 @@ class Flight:
     progress: Progress  # of the checkpoint to go on from, or a fresh one
     checkpoint: Path | None
     changes: tuple[str, ...]  # config keys that differ from the checkpoint's, in words
-    doubts: tuple[str, ...]  # about the sets, see plausible.py
 
 
 def prepare(config: Config, world: int, verify: bool = True) -> Flight:
     """Check everything that the config names. Raises UserError with the file or key, the value and the next action.
 
-    `verify` looks at every shard and checksum, and for doubts; one process a machine is enough for that.
+    `verify` looks at every shard and checksum; one process a machine is enough for that.
     """
     if config.run is None:
         raise UserError("run is not set: give the run folder, for example run=runs/first")
@@ -86,14 +85,13 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
             f"Leave model.num_classes out, or give at least {len(index.classes)}"
         )
     _check_run_folder(config.run)
-    doubts = tuple(plausible.doubts(index, *([validation] if validation else []))) if verify else ()
     folder = checkpoint.latest(config.run)
     if folder is None:
         network.check_start(config.model)
         fresh = Progress(data_fingerprint=index.fingerprint, classes=list(index.classes))
-        return Flight(config.run, index, validation, fresh, None, (), doubts)
+        return Flight(config.run, index, validation, fresh, None, ())
     progress = checkpoint.read(folder, verify)
-    return Flight(config.run, index, validation, progress, folder, _changes(config, index, progress, folder), doubts)
+    return Flight(config.run, index, validation, progress, folder, _changes(config, index, progress, folder))
 
 
 def _check_run_folder(run: Path) -> None:

@@ -91,8 +91,6 @@ def train(config: Config, flight: Flight, runtime: Runtime, here: Whereabouts) -
             journal.tell(f"going on after step {progress.step} of {length.total}, from {flight.checkpoint}")
         for change in flight.changes:
             journal.tell(f"changed since then: {change}")
-        for doubt in flight.doubts:
-            journal.tell(f"warning: {doubt}")
         batches = train_batches(
             index,
             config.data,

@@ -118,12 +118,13 @@ def _content(content: bytes) -> str:
         text = " ".join(content.decode(errors="strict").split())
     except UnicodeDecodeError:
         return f"({len(content):,} bytes)"
-    if len(text) <= SHORT:
-        return text or "(empty)"
     try:
         facts = json.loads(text)
+        text = json.dumps(facts, ensure_ascii=False)  # most writers escape what is not ASCII
     except ValueError:
         facts = None
+    if len(text) <= SHORT:
+        return text or "(empty)"
     return f"(fields {', '.join(facts)})"[:300] if isinstance(facts, dict) else text[: SHORT - 3] + "..."
 
 

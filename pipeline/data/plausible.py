@@ -1,6 +1,6 @@
 """What a set's labels and images make doubtful: nothing wrong in itself, but seldom meant.
 
-In: loaded indexes. Out: sentences, each with what to do next. Packing, `launch.train --check` and training tell them;
+In: loaded indexes. Out: sentences, each with what to do next. Packing and `launch.train --check` tell them;
 lint has findings of its own about the same.
 """
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import disk
+from pipeline.counted import counted
 from pipeline.data.index import Index
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
@@ -57,7 +58,7 @@ def table(result: Evaluated) -> str:
     if len(result.classifiers) > 1:
         what = f"the average of {len(result.classifiers)} networks: {what}"
     wide = max(4, *map(len, scores)) + 2
-    lines = [f"{images:,} images of {result.data}, {what}", ""]
+    lines = [f"{counted(images, 'image')} of {result.data}, {what}", ""]
     has_five = all(score.top5_error is not None for score in scores.values())
     of_five = f"{'top-5 error':>15}" if has_five else ""
     lines.append(f"  {'view':<{wide}}{'top-1 error':>11}{'95 % interval':>18}{of_five}{'loss':>9}")
@@ -67,7 +68,7 @@ def table(result: Evaluated) -> str:
         of_five = "" if score.top5_error is None else f"{score.top5_error:>15.2%}"
         lines.append(f"  {view:<{wide}}{score.top1_error:>11.2%}{interval:>18}{of_five}{score.loss:>9.3f}")
     if images < len(result.index):
-        lines += ["", f"  {len(result.index) - images:,} more images could not be decoded and are in no figure"]
+        lines += ["", f"  in no figure, since they cannot be decoded: {counted(len(result.index) - images, 'image')}"]
     lines.append("")
     sentences = {view: result.compare_with(view) for view in scores}
     if len(set(sentences.values())) == 1:

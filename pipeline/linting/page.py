@@ -6,6 +6,7 @@ In: what lint.json holds, and the samples to show. Out: HTML. Its names come fro
 from html import escape
 from typing import Any, NamedTuple
 
+from pipeline.counted import counted
 from pipeline.linting.findings import SEVERITIES
 
 EXAMPLES = 10  # of a kind
@@ -68,13 +69,9 @@ def page(report: dict[str, Any], shown: dict[tuple[str, str], Shown]) -> str:
 def verdict(report: dict[str, Any]) -> str:
     """One line for page and console."""
     counts = report["counts"]
-    found = ", ".join(_plural(counts[severity], severity) for severity in SEVERITIES[:2])
-    about = f"{found} in {_plural(report['num_images'], 'image')} of {_plural(report['num_shards'], 'shard')}"
+    found = ", ".join(counted(counts[severity], severity) for severity in SEVERITIES[:2])
+    about = f"{found} in {counted(report['num_images'], 'image')} of {counted(report['num_shards'], 'shard')}"
     return f"NOT CLEAN: {about}" if counts["error"] else f"CLEAN: {about}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def where(finding: dict[str, str]) -> str:

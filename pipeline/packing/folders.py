@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.counted import counted
 from pipeline.errors import UserError
 from pipeline.packing.listing import SPLITS, File
 
@@ -93,7 +94,7 @@ def class_files(folder: Path, prefix: str, required: bool) -> tuple[list[File], 
             raise UserError(f"{class_folder} holds no files. Put images of this class in, or remove the folder")
         files += listed
     loose = sum(1 for entry in os.scandir(folder) if entry.is_file() and IMAGE_NAME.search(entry.name))
-    notes += [f"left aside, in no class folder: {loose} images directly in {folder.name}"] if loose else []
+    notes += [f"left aside, in no class folder: {counted(loose, 'image')} directly in {folder.name}"] if loose else []
     return files, notes
 
 

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.counted import counted
 from pipeline.data import index, plausible
 from pipeline.data.layout import numbers
 from pipeline.disk import PACK_ON, cannot_write, is_full, room
@@ -59,7 +60,8 @@ def pack(
     goes on.
     """
     found = sources.find(source, options.split)
-    say(f"{source}: {found.kind} ({', '.join(f'{name} {len(files):,}' for name, files in found.files.items())} files)")
+    files = ", ".join(f"{name} {counted(len(files), 'file')}" for name, files in found.files.items())
+    say(f"{source}: {found.kind} ({files})")
     for note in found.notes:
         say(note)
     _check_options(found, options)
@@ -198,7 +200,8 @@ def _run(part: Path, jobs: list[Job], workers: int, say: Callable[[str], None], 
         needed = sum(job.room for job in todo if not finished(job))
         raise cannot_write(part, error, needed, PACK_ON) from error
     wall_s = time.monotonic() - start_s
-    say(f"{left:,} {unit} in {wall_s:.1f} s: {left / wall_s:.0f} {unit}/s with {workers} processes")
+    pace = f"{left / wall_s:.0f} {unit}/s with {counted(workers, 'process', 'processes')}"
+    say(f"{counted(left, unit.removesuffix('s'))} in {wall_s:.1f} s: {pace}")
 
 
 def _finish(

@@ -12,6 +12,7 @@ import os
 import shlex
 from pathlib import Path
 
+from pipeline.counted import counted
 from pipeline.data.index import MANIFEST
 from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
@@ -67,7 +68,7 @@ def _find_in_folder(path: Path, split: str | None) -> Found:
         raise UserError(f"{path} holds a packed set, {inside.parent}. Train on that, or give the photos it was made of")
     if not folders:
         loose = sum(1 for entry in os.scandir(path) if IMAGE_NAME.search(entry.name))
-        what = f"{loose} images but no class folders" if loose else "no class folders and no .tar shards"
+        what = f"{counted(loose, 'image')} but no class folders" if loose else "no class folders and no .tar shards"
         next_action = f"Put the images of each class into a folder of its own: {LAYOUT}"
         above = Path(os.path.abspath(path)).parent
         if loose and len([folder for folder in subfolders(above) if holds_images(folder)]) > 1:

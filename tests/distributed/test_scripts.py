@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -9,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.distributed.test_failures import wait_for
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SMALL = ["data.crop_px=64", "data.resize_px=72", "data.threads=1", "model.width=0.125", "tracking=none"]
@@ -160,3 +164,33 @@ def test_sigterm_ends_all_machines_with_143_after_a_checkpoint(config, tmp_path,
     assert any(f"stopped after step {step} of 4000 by SIGTERM" in text for text in said), said
     assert not any("Traceback" in text or "error: " in text for text in said), said
     assert str(step) in (tmp_path / "run" / "checkpoints" / "latest").read_text()
+
+
+@pytest.mark.prove  # 5 min
+def test_twenty_of_twenty_killed_ranks_come_back(config, tmp_path):
+    words = [str(config), f"run={tmp_path / 'run'}", "train.epochs=9999", "train.checkpoint_every_steps=2", *SMALL]
+    where = {"NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "NPROC": "2", "MAX_RESTARTS": "20"}
+    machines = [start("multi_node.sh", *words, cwd=tmp_path, **where) for _ in range(2)]
+    metrics, chance = tmp_path / "run" / "metrics.jsonl", random.Random(0)
+
+    def num_logged() -> int:
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    def ranks() -> list[int]:
+        return [child.pid for machine in machines for child in psutil.Process(machine.pid).children()]
+
+    wait_for(lambda: num_logged() >= 3, 180)
+    try:
+        for kill in range(20):
+            before, logged = ranks(), num_logged()
+            assert len(before) == 4, kill
+            os.kill(chance.choice(before), signal.SIGKILL)
+            wait_for(lambda: len(ranks()) == 4 and not set(ranks()) & set(before), 60)  # noqa: B023
+            wait_for(lambda: num_logged() >= logged + 3, 60)  # noqa: B023
+            time.sleep(chance.uniform(0, 1))
+        machines[1].terminate()
+        said = [machine.communicate(timeout=60)[0] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [143, 143], said

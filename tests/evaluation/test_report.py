@@ -76,7 +76,7 @@ def test_table(evaluated):
     row = next(line.split() for line in lines if line.startswith("  ten"))
     assert row[:2] == ["ten", "22.45%"]
     assert row[2] == "13.02..35.88"
-    assert "  1 more images could not be decoded and are in no figure" in lines
+    assert "  in no figure, since they cannot be decoded: 1 image" in lines
     assert any(line.startswith("  compare with: none: published numbers") for line in lines)
 
 

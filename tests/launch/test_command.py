@@ -46,11 +46,16 @@ def test_a_folder_that_cannot_be_made_is_no_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["pack", "lint", "train", "evaluate", "export", "bench", "draw", "torchrun", "network"]
+    "module",
+    [
+        f"launch.{name}"
+        for name in ["pack", "lint", "train", "evaluate", "export", "bench", "draw", "torchrun", "network"]
+    ]
+    + ["models.summary"],
 )
-def test_without_the_environment_each_command_says_one_line(name):
+def test_without_the_environment_each_command_says_one_line(module):
     """-S leaves the installed packages out, as a Python beside the environment does."""
-    words = [sys.executable, "-S", "-m", f"launch.{name}", "x", "y"]
+    words = [sys.executable, "-S", "-m", module, "x", "y"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

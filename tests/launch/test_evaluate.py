@@ -168,6 +168,7 @@ def test_ensemble_of_a_run_a_checkpoint_and_an_export(run, copied, tmp_path):
             "--views: 'six' is no view: 'six' must be one of centre, five, ten, 50, 150, dense",
         ),
         (["--views", ""], "--views: '' is no view"),
+        (["--views", "centre,", "ten"], "views are given with commas between them: --views centre,ten"),
         (
             ["--views", "150"],
             "150 looks at a short side of 40 px, below data.crop_px=64. Name larger scales behind an @",
@@ -243,7 +244,7 @@ def test_images_that_cannot_be_decoded_are_told_and_too_many_refused(run, make_s
     ended = evaluate(*words)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"17 images of {rotten}")
-    assert "3 more images could not be decoded and are in no figure" in ended.stdout
+    assert "in no figure, since they cannot be decoded: 3 images" in ended.stdout
 
 
 def refused_text(ended: subprocess.CompletedProcess) -> str:

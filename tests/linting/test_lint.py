@@ -194,7 +194,7 @@ def test_the_console_says_verdict_examples_page_and_next_action(linted):
     assert "NOT CLEAN: " in said
     assert "images/s" in said
     assert "a.tar: sample 'garbage': " in said
-    assert "2 images that cannot be decoded were added to " in said
+    assert "has new rows, of images that cannot be decoded: 2" in said
     assert f"page: {linted[0] / linting.PAGE}" in said
     assert said.splitlines()[-1] == f"next: {KINDS['truncated'].action}"
 
@@ -267,7 +267,7 @@ def test_stale_entries_are_told_and_forgotten_on_demand(tmp_path, capsys):
     }
     assert len(quarantine.read(home / index.QUARANTINE)) == 3
     assert command.main([str(home), "--workers", "1", "--forget"]) == command.ERRORS
-    assert "2 entries that are fine now were removed" in capsys.readouterr().out
+    assert "lost rows, of images that are fine now: 2" in capsys.readouterr().out
     assert quarantine.read(home / index.QUARANTINE) == [quarantine.Entry(*old[2])]
     assert not any(kind == "stale_quarantine" for kind, *_ in _found(_read(home)))
 

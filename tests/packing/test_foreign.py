@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -241,6 +242,23 @@ def test_the_fields_of_a_long_json_are_listed(tmp_path):
     assert "launch.lint" not in told  # which would know no layout
 
 
+def test_what_a_sample_holds_is_shown_in_its_script(tmp_path):
+    write(tmp_path / "a.tar", [{"__key__": "k", "jpg": image(0), "json": {"кто": "кот"}}])
+    assert '.json {"кто": "кот"}' in refused(tmp_path / "a.tar", tmp_path / "out")
+
+
+def test_a_pattern_that_the_shell_expanded_is_told(tmp_path):
+    """The command that is offered is the one that was meant."""
+    for name in ("b 1.tar", "b 2.tar"):
+        write(tmp_path / name, [{"__key__": name[:3], "jpg": image(0), "cls": 0}])
+    told = refused(*sorted(tmp_path.glob("*.tar")), tmp_path / "out")
+    assert told.startswith("error: 2 words before OUT, and SOURCE is one. If the shell expanded a pattern, quote it: ")
+    offered = shlex.split(told)[-2:]
+    assert offered == [f"{tmp_path}/*.tar", f"{tmp_path}/out"]
+    pack(*offered)
+    assert len(index.load(tmp_path / "out" / "train")) == 2
+
+
 def test_a_shard_that_braces_name_must_be_there(tmp_path):
     write(tmp_path / "s-0.tar", [{"__key__": "k", "jpg": image(0), "cls": 0}])
     assert f"{tmp_path}/s-1.tar does not exist" in refused(tmp_path / "s-{0..2}.tar", tmp_path / "out")
@@ -256,7 +274,7 @@ def test_tars_of_class_folders(tmp_path, top):
             tar.addfile(member, io.BytesIO(image(n)))
         tar.addfile(tarfile.TarInfo(f"{top}README.md"))
     said = pack(tmp_path / "photos.tar", tmp_path / "out")
-    assert "tars of class folders (train 15, validation 5 files)" in said
+    assert "tars of class folders (train 15 files, validation 5 files)" in said
     check_colours(tmp_path / "out" / "train", 15, NAMES)
     check_colours(tmp_path / "out" / "validation", 5, NAMES)
     packed = gzip.compress((tmp_path / "photos.tar").read_bytes())

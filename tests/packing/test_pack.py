@@ -82,7 +82,7 @@ class TestPacked:
             photos(tmp_path / "photos" / split)
         run(tmp_path / "photos", tmp_path / "out")
         printed = capsys.readouterr().out.splitlines()
-        assert "split folders of class folders (train 18, validation 18, test 18 files)" in printed[0]
+        assert "split folders of class folders (train 18 files, validation 18 files, test 18 files)" in printed[0]
         assert not any("left out" in line for line in printed)
         assert printed[-1].replace("_cpu", "") == (
             "next: launch/single_node.sh configs/alexnet.yaml "
@@ -439,7 +439,7 @@ class TestExistingShards:
         folder = self.shards(tmp_path / "wds")
         before = tree(folder)
         run(folder, tmp_path / "deep/out", workers=2)
-        assert "WebDataset shards (train 2, validation 1 files)" in capsys.readouterr().out.splitlines()[0]
+        assert "WebDataset shards (train 2 files, validation 1 file)" in capsys.readouterr().out.splitlines()[0]
         assert tree(folder) == before
         loaded = index.load(tmp_path / "deep/out/train")
         assert loaded.classes == ("0", "1", "2")

@@ -124,7 +124,7 @@ class TestFolders:
 
     def test_images_outside_class_folders_are_mentioned(self, tmp_path):
         found = sources.find(str(fill(tmp_path, "cat/1.jpg", "loose.jpg")))
-        assert "1 images directly in" in found.notes[0]
+        assert "1 image directly in" in found.notes[0]
 
     def test_fingerprint(self, tmp_path):
         one, two = fill(tmp_path / "one", "cat/1.jpg", "dog/2.jpg"), fill(tmp_path / "two", "cat/1.jpg", "dog/2.jpg")
@@ -170,7 +170,7 @@ class TestFolders:
         (fill(tmp_path / "gap", "cat/1.jpg") / "dog").mkdir()
         refused(tmp_path / "gap", "dog holds no files")
         refused(fill(tmp_path / "flatter", "train/1.jpg", "val/2.jpg"), "train holds no class folders")
-        refused(tmp_path / "flatter" / "train", "1 images but no class folders")
+        refused(tmp_path / "flatter" / "train", "1 image but no class folders")
         refused(fill(tmp_path / "flatval", "train/cat/1.jpg", "val/2.jpg"), "val holds no class folders.*--val-labels")
         labelled = fill(tmp_path / "labelled", "train/a/1.jpg", "val/a/1.jpg")
         refused(labelled, "--val-labels.*class folders", val_labels=tmp_path / "labels.csv")
