@@ -10,10 +10,12 @@ that a signal ends before that has no such code.
 """
 
 import json
+import math
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ GRACE_S = 4  # from SIGTERM to SIGKILL once a rank has failed
 REASON_S = 3  # that a machine whose ranks only lost another one waits to be told why
 POLL_S = 0.1
 ASK_S = 1.0  # between two looks at what other machines say
-FAILURE, NUM_ENDED = "tencrop/failure", "tencrop/num_ended"  # keys of the store, which is a new one at each restart
+# Keys of the store, which is a new one at each restart: the failure, how many machines' ranks have ended, how many know
+# that all have.
+FAILURE, NUM_ENDED, NUM_SEEN = "tencrop/failure", "tencrop/num_ended", "tencrop/num_seen"
 STOPS = {signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 INTERRUPTED = {-number for number in STOPS}  # exit codes of ranks that a signal ended at once
 STOPPED = {128 + number for number in STOP_SIGNALS}  # and of ranks that all agreed to stop, and saved (launch.command)
@@ -54,6 +58,7 @@ class Agent(LocalElasticAgent):
     def __init__(self, *given: Any, **named: Any):
         super().__init__(*given, **named)
         self._watch = Watch()
+        self._counted: set[str] = set()  # the keys of the store that this agent has counted itself in
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         """Raises JobFailed when a rank failed, SignalException after a requested stop."""
@@ -61,7 +66,8 @@ class Agent(LocalElasticAgent):
             result = super().run(role)
         except SignalException as stopped:
             self._meet(GRACE_S if self._failures() else STOP_S)
-            if [rank.proc.poll() for rank in self._ranks()] == [0] * self._worker_group.spec.local_world_size:
+            done = [rank.proc.poll() for rank in self._ranks()] == [0] * self._worker_group.spec.local_world_size
+            if done and not self._heard(at_once=True):
                 return RunResult(WorkerState.SUCCEEDED, {})  # it came too late: they are done
             if failures := self._failures(interrupted=False):
                 code = 128 + stopped.sigval if failures[0].lost_peer else failures[0].exit_code
@@ -88,6 +94,7 @@ class Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._first = None
+        self._counted.clear()
         started = super()._start_workers(worker_group)
         assert self._pcontext
         ranks = [
@@ -107,6 +114,10 @@ class Agent(LocalElasticAgent):
             raise SignalException("all ranks stop", signal.Signals(min(stopped) - 128))
         elif None in codes:
             return RunResult(WorkerState.HEALTHY)  # torch would look again, and end the job its way on what we missed
+        elif not any(codes) and (others := self._of_others()):
+            self._first = others
+            self._remaining_restarts = 0 if others.final else self._remaining_restarts
+            return RunResult(WorkerState.FAILED)
         return super()._monitor_workers(worker_group)
 
     def _end(self, own: Failure | None, heard: Failure | None) -> None:
@@ -202,23 +213,44 @@ class Agent(LocalElasticAgent):
         except STORE_ERRORS:
             return None
 
-    def _exit_barrier(self) -> None:
-        """Wait for the other machines' ranks, but not for one that has failed."""
-        self._meet(self._exit_barrier_timeout, unless_failed=True)
+    def _of_others(self) -> Failure | None:
+        """The ranks of this machine are done; wait for those of the others. Returns what keeps them from it."""
+        met = self._meet(math.inf, unless_failed=True)
+        if (heard := self._heard(at_once=True)) or met:
+            return heard
+        lost = self._watch.lost() or "the machine that hosts the rendezvous has gone"
+        words = (
+            f"the ranks of this machine are done, but {lost}. Start the same command again: it goes on, or says that "
+        )
+        rank = self._worker_group.workers[0].global_rank
+        return Failure(rank, self._watch.host, 1, f"{words}the run is finished", at=time.time(), stalled=True)
 
-    def _meet(self, timeout_s: float, unless_failed: bool = False) -> None:
-        """Wait until all machines' ranks have ended: an agent that hosts the store must leave last."""
+    def _exit_barrier(self) -> None:
+        """`_of_others` has waited."""
+
+    def _meet(self, timeout_s: float, unless_failed: bool = False) -> bool:
+        """Wait until all machines' ranks have ended. Returns whether they have; no longer once a machine has gone."""
         deadline = time.monotonic() + timeout_s
         try:
-            if self._store is not None:
-                self._store.add(NUM_ENDED, 1)
-                while self._store.add(NUM_ENDED, 0) < self._worker_group.group_world_size:
-                    if time.monotonic() > deadline or (unless_failed and self._heard()):
-                        break
-                    time.sleep(POLL_S)
-                time.sleep(2 * POLL_S)  # the others must see it too
+            while not self._all_have(NUM_ENDED):
+                if time.monotonic() > deadline or (unless_failed and self._heard()) or self._watch.lost():
+                    return False
+                time.sleep(POLL_S)
         except STORE_ERRORS:
-            pass
+            return False
+        deadline = time.monotonic() + REASON_S
+        with suppress(*STORE_ERRORS):  # an agent that hosts the store must leave last, when all have seen that
+            while not self._all_have(NUM_SEEN) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+        return True
+
+    def _all_have(self, key: str) -> bool:
+        """Whether the agents of all machines have come here. Counts this one the first time."""
+        if self._store is None:
+            return True
+        count = self._store.add(key, int(key not in self._counted))
+        self._counted.add(key)
+        return count >= self._worker_group.group_world_size
 
 
 def _parse(text: bytes) -> Failure:

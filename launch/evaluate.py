@@ -213,7 +213,7 @@ def _sorted(words: list[str], views: str) -> tuple[list[str], list[str]]:
         raise UserError(
             f"views are given with commas between them: --views {','.join(one.strip(',') for one in [views, *loose])}"
         )
-    changes = [word for word in words if re.match(r"[a-z_]+(\.[a-z0-9_]+)*=", word) and _is_setting(word)]
+    changes = [word for word in words if _is_setting(word)]
     sources = [word for word in words if word not in changes]
     if not sources:
         raise UserError("no SOURCE given: name a run folder, an exported file, or a network. See --help")
@@ -230,9 +230,12 @@ def _is_view(word: str) -> bool:
 
 
 def _is_setting(word: str) -> bool:
+    """Also one with a mistake in its key; a network from a package, package.module:factory=FILE, has a colon."""
     from pipeline.config import Config
 
-    return word.partition("=")[0].partition(".")[0] in Config.model_fields and not Path(word).exists()
+    section, dot, _ = word.partition("=")[0].partition(".")
+    is_one = re.match(r"[a-z_]+(\.[a-z0-9_]+)*=", word) and (dot or section in Config.model_fields)
+    return bool(is_one) and not Path(word).exists()
 
 
 def _check_words(views: list[str], changes: list[str]) -> None:

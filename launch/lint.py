@@ -21,8 +21,8 @@ from typing import Any
 from launch.command import run_pool
 from launch.progress import meter
 from pipeline import hints
-from pipeline.counted import counted
 from pipeline.errors import UserError
+from pipeline.wording import counted
 
 CLEAN, ERRORS = 0, 1
 

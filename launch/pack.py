@@ -24,8 +24,8 @@ from typing import Any
 from launch.command import run_pool
 from launch.progress import meter
 from pipeline import hints
-from pipeline.counted import counted
 from pipeline.errors import UserError
+from pipeline.wording import counted
 
 
 def main(argv: list[str] | None = None) -> int:

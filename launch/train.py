@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from launch.command import Stopped, run_command
 from pipeline import hints
 from pipeline.config import Config, describe, load
-from pipeline.counted import counted
 from pipeline.errors import UserError
+from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.preflight import Flight

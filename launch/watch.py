@@ -166,6 +166,14 @@ class Watch:
             return None
         return self._words(seen) if _still_s(seen) > max(QUIET_S, 3 * self._longest_s) else None
 
+    def lost(self) -> str:
+        """The machines that nothing is heard of any more, in words; nothing if there are none."""
+        if self._num_machines == 1:
+            return ""
+        if (age_s := self._contact_age_s()) > UNHEARD_S:
+            return explain([], {"the machine that hosts the rendezvous": age_s})
+        return explain([], self._unheard_hosts())
+
     def close(self) -> None:
         """Look at nothing any more, signals included."""
         self._closed = True
@@ -244,7 +252,7 @@ class Watch:
     def _words(self, seen: list[Seen]) -> str:
         if (age_s := self._contact_age_s()) > UNHEARD_S:  # then nothing is known of any
             return explain(seen, {"the machine that hosts the rendezvous": age_s})
-        return explain(self._known(seen), {self._reports[n][0]: age_s for n, age_s in self._unheard().items()})
+        return explain(self._known(seen), self._unheard_hosts())
 
     def _contact_age_s(self) -> float:
         """Since the store answered."""
@@ -254,6 +262,9 @@ class Watch:
         """Machines that have not reported for `UNHEARD_S`, and for how long."""
         now = time.monotonic()
         return {number: now - report[3] for number, report in self._reports.items() if now - report[3] > UNHEARD_S}
+
+    def _unheard_hosts(self) -> dict[str, float]:
+        return {self._reports[number][0]: age_s for number, age_s in self._unheard().items()}
 
     def _stacks(self, seen: list[Seen]) -> str:
         """Have all ranks of this machine write Python's stacks, and collect them in the run folder."""

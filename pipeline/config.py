@@ -409,7 +409,8 @@ def parse(tree: dict, source: str, words: Collection[str] = ()) -> Config:
         found: dict[str, list[str]] = {"command line": [], source: []}
         for mistake in error.errors():
             name, text = ".".join(str(part) for part in mistake["loc"]), _explain(mistake)
-            is_word = any(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", f"{name} {text}") for word in words)
+            is_word = mistake["type"] == "extra_forbidden" and any(word.startswith(f"{name}.") for word in words)
+            is_word |= any(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", f"{name} {text}") for word in words)
             found["command line" if is_word else source].append(text)
         lines = [line for where, texts in found.items() if texts for line in (f"{where}:", *(f"  {t}" for t in texts))]
         raise UserError("\n".join(lines)) from None
@@ -480,6 +481,8 @@ def _explain(mistake: Any) -> str:
     wanted = mistake["msg"].removeprefix("Input ").replace("should be", "must be")
     key = next((part for part in (name, name.rpartition(".")[0]) if part in keys()), "")
     example = f". Write it like {key}={_example(key)}" if key and get_origin(keys()[key].annotation) is tuple else ""
+    if mistake["type"] == "missing" and example:
+        return f"{key}={mistake['input']!r} must have {len(get_args(keys()[key].annotation))} values{example}"
     return f"{name}={mistake['input']!r} {wanted}{example}"
 
 

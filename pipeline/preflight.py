@@ -18,6 +18,7 @@ from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
 from pipeline.unread import flat
+from pipeline.wording import counted, few
 
 # What a run starts from. A resumed one has its weights already, so another value is told, and changes nothing.
 STARTS = ("model.weights", "model.reset_head", "model.grow_from")
@@ -134,8 +135,8 @@ def _changes(config: Config, index: Index, progress: Progress, folder: Path) -> 
     start_over = f"or start another run with run=..., since {folder} belongs to the old one"
     if progress.classes != list(index.classes):
         raise UserError(
-            f"{folder} was trained on {len(progress.classes)} classes ({', '.join(progress.classes[:3])}, ...), "
-            f"{config.data.train} has {len(index.classes)} ({', '.join(index.classes[:3])}, ...). "
+            f"{folder} was trained on {counted(len(progress.classes), 'class', 'classes')} ({few(progress.classes)}), "
+            f"{config.data.train} has {len(index.classes)} ({few(index.classes)}). "
             f"Give the old data.train, {start_over}"
         )
     if progress.data_fingerprint != index.fingerprint:

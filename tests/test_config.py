@@ -124,6 +124,8 @@ def test_unknown_key_is_not_answered_with_its_own_section(recipe):
         ),
         ("evaluation.views=[dense@200]", "dense@200 looks at a short side of 200 px, below data.crop_px=224"),
         ("seed=-1", "seed=-1 must be greater than or equal to 0"),
+        ("data.mean=[0.5,0.5]", "data.mean=[0.5, 0.5] must have 3 values. Write it like data.mean=0.485,0.456,0.406"),
+        ("optimiser.lr=1", "optimiser is no known key. Did you mean optimizer?"),
         ("data=photos", "data='photos' must be a valid dictionary"),
     ],
 )

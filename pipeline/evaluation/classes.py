@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.wording import counted, few
 
 SYNSETS = Path(__file__).with_name("imagenet_synsets.txt")
 
@@ -90,18 +91,21 @@ def _explain(
     num_outputs: int,
     source: str,
 ) -> str:
+    written = {_plain(name): name for names in _names(network_classes, num_outputs) for name in names}
     known = max(tables, key=lambda table: sum(_plain(name) in table for name in classes))
     first = next((name for name in classes if len(known.get(_plain(name), [])) != 1), classes[0])
     numbers = known.get(_plain(first), [])
     near = difflib.get_close_matches(_plain(first), known, n=2)
-    what = f"'{first}' is none of them" + (f" (near: {', '.join(near)})" if near else "")
+    what = f"'{first}' is none of them" + (
+        f" (near: {', '.join(written.get(name, name) for name in near)})" if near else ""
+    )
     if len(numbers) > 1:
         what = f"'{first}' is the name of outputs {' and '.join(map(str, numbers))}: use numbers or WordNet ids"
     elif len(numbers) == 1:
         what = "two classes of the set have the same output"
     has = f"{num_outputs} outputs" if network_classes is None else f"{len(network_classes)} classes"
-    few = ", ".join(list(known)[:3])
     return (
-        f"{source} has {has} ({few}, ...), and the set {len(classes)} classes, of which {what}. Name the set's class "
+        f"{source} has {has} ({few([written.get(name, name) for name in known])}), and the set "
+        f"{counted(len(classes), 'class', 'classes')}, of which {what}. Name the set's class "
         f"folders as the network's classes, or give the network's names, one a line: --classes FILE"
     )

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from pipeline import disk
-from pipeline.counted import counted
 from pipeline.data.index import Index
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
@@ -23,6 +22,7 @@ from pipeline.evaluation.papers import Entry, compare
 from pipeline.journal import Presentation
 from pipeline.metrics import TOP, Score, wilson
 from pipeline.views import looks
+from pipeline.wording import counted
 
 NUM_PAIRS = 20  # of the worst confusions
 NUM_WORST = 50  # classes in a table of Weights & Biases

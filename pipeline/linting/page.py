@@ -6,8 +6,8 @@ In: what lint.json holds, and the samples to show. Out: HTML. Its names come fro
 from html import escape
 from typing import Any, NamedTuple
 
-from pipeline.counted import counted
 from pipeline.linting.findings import SEVERITIES
+from pipeline.wording import counted
 
 EXAMPLES = 10  # of a kind
 CLASSES = 60  # more than that: the largest and the smallest

@@ -10,9 +10,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.counted import counted
 from pipeline.errors import UserError
 from pipeline.packing.listing import SPLITS, File
+from pipeline.wording import counted
 
 IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|jfif)$", re.IGNORECASE)
 _TABLE = re.compile(r"\.(csv|tsv|jsonl?|xlsx|parquet|mat)$", re.IGNORECASE)

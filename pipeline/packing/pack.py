@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.counted import counted
 from pipeline.data import index, plausible
 from pipeline.data.layout import numbers
 from pipeline.disk import PACK_ON, cannot_write, is_full, room
@@ -29,6 +28,7 @@ from pipeline.packing.listing import CLASS_FOLDERS, CLASS_TARS, SHARDS, SPLIT_FO
 from pipeline.packing.options import QUALITY, SHARD_IMAGES, Options
 from pipeline.packing.photo import rgb_statistics
 from pipeline.packing.shard import PackJob, ScanJob, finished, read_record, work
+from pipeline.wording import counted
 from pipeline.workers import run
 
 VERSION = 3

@@ -12,7 +12,6 @@ import os
 import shlex
 from pathlib import Path
 
-from pipeline.counted import counted
 from pipeline.data.index import MANIFEST
 from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
@@ -28,6 +27,7 @@ from pipeline.packing.folders import (
     subfolders,
 )
 from pipeline.packing.listing import ARCHIVES, CLASS_FOLDERS, LAYOUT, SPLIT_FOLDERS, SPLITS, File, Found
+from pipeline.wording import counted
 
 
 def find(source: str, split: str | None = None) -> Found:

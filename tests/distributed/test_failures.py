@@ -147,6 +147,48 @@ def test_all_machines_start_again_after_a_failure(tmp_path):
     assert sum(text.count("batch 7 is rotten") for text in said) == 2  # the line of the source and the message
 
 
+# Rank 1 is done at once, as in a scoring whose result rank 0 writes.
+ONE_IS_DONE = """
+import sys, time
+from launch.command import run_command
+from pipeline.runtime import start
+
+def main():
+    with start() as runtime:
+        first = runtime.rank == 0
+    if first:
+        open(sys.argv[1], "w").close()
+        time.sleep(float(sys.argv[2]))
+        raise OSError("the disk is full")
+run_command(main)
+"""
+
+
+@pytest.mark.slow  # 15 s
+def test_a_machine_whose_ranks_are_done_ends_as_the_job_does(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ONE_IS_DONE)
+    codes, said, _ = outcome(launch(script, str(tmp_path / "begun"), "4", ranks=1, nodes=2))
+    assert codes == [1, 1], said
+    assert all("failed first: OSError: the disk is full" in text for text in said)
+
+
+@pytest.mark.prove  # 30 s
+def test_a_machine_whose_ranks_are_done_does_not_wait_for_one_that_has_gone(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ONE_IS_DONE)
+    launchers = launch(script, str(tmp_path / "begun"), "60", ranks=1, nodes=2)
+    wait_for((tmp_path / "begun").exists, 60)
+    time.sleep(8)
+    (first,) = [one for one in launchers if Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text()]
+    first.kill()
+    killed = time.time()
+    codes, said, ended = outcome(launchers)
+    assert sorted(codes) == [-9, 1], said
+    assert ended - killed < 25
+    assert any("error: the ranks of this machine are done, but " in text for text in said), said
+
+
 @pytest.mark.prove  # 15 s
 def test_nohup_keeps_a_job_alive(tmp_path, monkeypatch):
     """SIGHUP is ignored from the start, as nohup leaves it, and comes to all processes; torch alone would end."""

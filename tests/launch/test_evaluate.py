@@ -178,6 +178,7 @@ def test_ensemble_of_a_run_a_checkpoint_and_an_export(run, copied, tmp_path):
         (["data.area=0.1,1"], "data.area=0.1,1: training alone reads data.area"),
         (["README.md"], "README.md is no file of weights (.safetensors, .pth, .pt, .bin, .tar)"),
         (["data.sclae=2"], "data.sclae=2: data.sclae is no known key"),
+        (["daat.crop_px=64"], "daat.crop_px=64: daat.crop_px is no known key. Did you mean data.crop_px?"),
         (["nowhere"], "nowhere does not exist. Give a run folder, a checkpoint, an exported .safetensors file"),
         (["torchvision:alexnet=x.pth"], "torchvision:alexnet=x.pth: there is no file x.pth"),
         (["--save-predictions", "p.txt"], "give a name that ends in .csv or .parquet"),
