@@ -97,7 +97,7 @@ def test_training_is_raced_against_its_limits_and_a_peer(photos, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.prove  # 60 s
 def test_parts_that_fail_do_not_cost_the_others_figures(tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "all.json"
     (photos / "class").mkdir(parents=True)
