@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: give 1 or more")
-        if len(args.source) > 1:
-            raise UserError(_expanded(args.source, args.out))
-        _report(pack.pack(args.source[0], args.out, options, args.workers, _say, meter), args.out)
+        if args.more:
+            raise UserError(_expanded(args.source, *args.more))
+        _report(pack.pack(args.source, args.out, options, args.workers, _say, meter), args.out)
         return 0
 
     return run_pool(
@@ -61,10 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "source", nargs="+", metavar="SOURCE", help="folder of images or archives, or .tar shards (URLs too)"
-    )
+    parser.add_argument("source", metavar="SOURCE", help="folder of images or archives, or .tar shards (URLs too)")
     parser.add_argument("out", metavar="OUT", type=Path, help="new folder for the packed sets")
+    parser.add_argument("more", nargs="*", default=[], help=argparse.SUPPRESS)  # to say what is wrong with them
     parser.add_argument(
         "--holdout", type=float, metavar="SHARE", help="share of each class that goes to validation, e.g. 0.1"
     )
@@ -89,11 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _expanded(sources: list[str], out: Path) -> str:
+def _expanded(source: str, *more: str) -> str:
     """What to say of several: most often the shell has replaced a pattern by the files that match."""
-    first = Path(sources[0])
-    again = hints.command("launch.pack", first.with_name(f"*{first.suffix}"), out)
-    return f"{len(sources)} words before OUT, and SOURCE is one. If the shell expanded a pattern, quote it: {again}"
+    first = Path(source)
+    again = hints.command("launch.pack", first.with_name(f"*{first.suffix}"), more[-1])
+    return f"{len(more) + 1} words before OUT, and SOURCE is one. If the shell expanded a pattern, quote it: {again}"
 
 
 def _say(line: str) -> None:
