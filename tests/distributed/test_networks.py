@@ -57,7 +57,7 @@ def test_an_address_in_no_network_of_the_host_is_refused(hosts):
 
 
 @pytest.mark.slow  # 25 s each
-@pytest.mark.parametrize("master", ["10.77.2.1", "node-b"])
+@pytest.mark.parametrize("master", ["10.77.2.1", pytest.param("node-b", marks=pytest.mark.prove)])
 def test_two_hosts_train_one_model_over_it(hosts, photos, tmp_path, master):
     config = tmp_path / "tiny.yaml"
     config.write_text(f"data: {{train: {photos}}}\ntrain: {{epochs: 1, global_batch: 12, log_every_steps: 1}}\n")
