@@ -260,7 +260,7 @@ def wait_for(condition, seconds: float):
 
 @pytest.mark.slow  # 20 s each
 @pytest.mark.parametrize(  # of one machine: the other's launcher hears nothing
-    ("reaches", "number"), [("launcher", signal.SIGUSR1), ("rank", signal.SIGINT)]
+    ("reaches", "number"), [pytest.param("launcher", signal.SIGUSR1, marks=pytest.mark.prove), ("rank", signal.SIGINT)]
 )
 def test_a_requested_stop_waits_for_the_slowest_rank_and_starts_nothing_again(tmp_path, number, reaches):
     script = tmp_path / "script.py"
