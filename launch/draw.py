@@ -1,12 +1,12 @@
-"""Draws the demo's data set: `python -m launch.draw OUT` (see pipeline/data/synthetic.py)."""
+"""Draws the demo's data set: `python -m launch.draw OUT` (see pipeline/packing/synthetic.py)."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from launch.command import is_told
-from pipeline.data.synthetic import Drawing, draw
 from pipeline.errors import EXIT_CODE, UserError
+from pipeline.packing.synthetic import Drawing, draw
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,7 +48,7 @@ def main() -> None:
     names = _names(words.classes)
 
     from pipeline.data.index import load as load_index
-    from pipeline.data.remote import is_remote
+    from pipeline.data.storage.remote import is_remote
 
     # Before networks are read and fetched; a remote set needs to know the cache.
     index = load_index(words.data) if words.data and not is_remote(words.data) else None

@@ -171,6 +171,6 @@ class Stepper:
 
 
 def _seed_of(*numbers: int) -> int:
-    from pipeline.data.order import fold
+    from pipeline.rng import fold
 
     return int(fold(*numbers)) >> 1  # torch wants a signed 64-bit number

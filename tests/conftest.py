@@ -18,7 +18,7 @@ from PIL import Image
 from launch.command import run_command
 from pipeline import builds, runtime
 from pipeline.data import index
-from pipeline.data.scan import scan_shard
+from pipeline.packing.scan import scan_shard
 from pipeline.runtime import Runtime
 
 os.environ.setdefault("WANDB_MODE", "offline")

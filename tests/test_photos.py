@@ -16,8 +16,8 @@ from torchvision.transforms import Resize
 from pipeline.config import Data
 from pipeline.data.index import load
 from pipeline.data.loader import eval_batches
-from pipeline.data.reader import Reader
 from pipeline.data.rendering import Rendering
+from pipeline.data.storage.reader import Reader
 from pipeline.runtime import Place
 
 ARCHIVE = os.environ.get("TENCROP_PHOTOS")

@@ -15,8 +15,8 @@ from launch import evaluate, lint
 from pipeline.config import Data
 from pipeline.data import index, quarantine
 from pipeline.data.loader import eval_batches
-from pipeline.data.reader import Reader
 from pipeline.data.rendering import Rendering
+from pipeline.data.storage.reader import Reader
 from pipeline.runtime import Place
 
 STORED = Path(__file__).parent / "fixtures" / "3a240df"

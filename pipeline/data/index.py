@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline import hints
 from pipeline.data.layout import WEBDATASET, Layout
-from pipeline.data.remote import is_remote
+from pipeline.data.storage.remote import is_remote
 from pipeline.disk import whole
 from pipeline.errors import UserError
 
@@ -128,7 +128,7 @@ def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> I
     list, an empty set, a URL without a `cache` folder to copy the index to.
     """
     if is_remote(str(where)):
-        from pipeline.data.mirror import mirror
+        from pipeline.data.storage.mirror import mirror
 
         folder = mirror(str(where), cache)
     else:

@@ -15,8 +15,8 @@ import torch
 
 from pipeline.config import Data
 from pipeline.data import windows
-from pipeline.data.dali import Decoder
-from pipeline.data.decode import decode, render
+from pipeline.data.decoding.dali import Decoder
+from pipeline.data.decoding.decoder import decode, render
 from pipeline.data.index import Index
 from pipeline.data.order import Order, machine_part, rank_part, sequential_batch
 from pipeline.data.quarantine import Refuse, refuse

@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline import hints
 from pipeline.data.index import QUARANTINE, Index, digest
-from pipeline.data.reader import Reader
+from pipeline.data.storage.reader import Reader
 from pipeline.disk import GO_ON, replace, room
 from pipeline.errors import UserError
 from pipeline.locks import lock

@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.data.pillow import Undecodable, pixels
+from pipeline.data.decoding.pillow import Undecodable, pixels
 from pipeline.data.windows import Windows
 
 

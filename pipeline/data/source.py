@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Data
-from pipeline.data.ahead import Ahead
-from pipeline.data.cache import Cache
 from pipeline.data.index import Index
 from pipeline.data.quarantine import BadImages, Refuse, refuse
-from pipeline.data.reader import Reader
 from pipeline.data.request import Request, shown
+from pipeline.data.storage.cache import Cache
+from pipeline.data.storage.prefetch import Ahead
+from pipeline.data.storage.reader import Reader
 from pipeline.data.windows import Windows
 
 

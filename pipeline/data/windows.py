@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.order import fold, mix
+from pipeline.rng import normal, uniform
 
 # Eigenvalues and eigenvectors (columns) of the covariance of ImageNet's RGB pixels in 0..1, as published with
 # github.com/facebookarchive/fb.resnet.torch (datasets/imagenet.lua); Krizhevsky et al. 2012, section 4.1.
@@ -35,19 +35,6 @@ class Windows:
     width: np.ndarray
     flip: np.ndarray
     colour: np.ndarray
-
-
-def uniform(seed: int, epoch: int, ids: np.ndarray, stream: int | range) -> np.ndarray:
-    """One float64 in [0, 1) per id, a function of the arguments alone; 53 random bits. Of several streams: [k, n]."""
-    keys = fold(seed, epoch, stream) if isinstance(stream, int) else np.array([[fold(seed, epoch, k)] for k in stream])
-    bits = mix(mix(ids.astype(np.uint64)) ^ keys)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def normal(seed: int, epoch: int, ids: np.ndarray, stream: int) -> np.ndarray:
-    """One standard normal float64 per id (Box-Muller); uses `stream` and `stream + 1`."""
-    radius = np.sqrt(-2.0 * np.log1p(-uniform(seed, epoch, ids, stream)))
-    return radius * np.cos(2.0 * np.pi * uniform(seed, epoch, ids, stream + 1))
 
 
 def alexnet(heights, widths, ids, seed, epoch, *, crop_px: int, resize_px: int, pca=None) -> Windows:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.data import dali
-from pipeline.data.pillow import Undecodable, pixels
+from pipeline.data.decoding import dali
+from pipeline.data.decoding.pillow import Undecodable, pixels
 from pipeline.data.request import Request
 from pipeline.data.windows import Windows
 

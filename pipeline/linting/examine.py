@@ -18,12 +18,12 @@ import numpy as np
 
 from pipeline.data.index import Shard, digest
 from pipeline.data.layout import WEBDATASET, Layout, numbers
-from pipeline.data.scan import Components, scan_shard
 from pipeline.errors import UserError
 from pipeline.linting import sizes
 from pipeline.linting.decode import Stored, decoded, disagreement, is_constant, quiet, raw_pixels
 from pipeline.linting.findings import Findings
 from pipeline.linting.picture import of_size, picture
+from pipeline.packing.scan import Components, scan_shard
 from pipeline.workers import tick
 
 RENAMED = {"duplicate": "duplicate_key"}  # the scan's words for kinds that are called otherwise here

@@ -5,8 +5,8 @@ In: encoded bytes and the extension they are stored under. Out: a `Picture`; its
 
 from typing import Any, NamedTuple
 
-from pipeline.data.kinds import other_kind
-from pipeline.data.pillow import Undecodable, opened
+from pipeline.data.decoding.kinds import other_kind
+from pipeline.data.decoding.pillow import Undecodable, opened
 
 TINY_PX = 32
 HUGE_PIXELS = 40_000_000

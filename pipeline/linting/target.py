@@ -13,7 +13,7 @@ from pipeline import hints
 from pipeline.data import index
 from pipeline.data.index import MANIFEST, Index, Shard
 from pipeline.data.layout import WEBDATASET, Layout
-from pipeline.data.remote import is_remote
+from pipeline.data.storage.remote import is_remote
 from pipeline.errors import UserError
 from pipeline.linting.examine import Job
 from pipeline.packing import sources

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data import pillow
-from pipeline.data.pillow import Undecodable
+from pipeline.data.decoding import pillow
+from pipeline.data.decoding.pillow import Undecodable
 from pipeline.linting.findings import KINDS, Findings
 from pipeline.linting.page import EXAMPLES, Shown
 from pipeline.linting.repeats import Digests, Place

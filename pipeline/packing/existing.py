@@ -9,7 +9,7 @@ import re
 import shlex
 from pathlib import Path
 
-from pipeline.data.remote import list_files
+from pipeline.data.storage.remote import list_files
 from pipeline.errors import UserError
 from pipeline.packing import tars
 from pipeline.packing.listing import CLASS_TARS, LAYOUT, SHARDS, SPLITS, File, Found

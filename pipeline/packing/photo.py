@@ -6,8 +6,8 @@ In: the bytes of a file. Out: the bytes to store with their extension, or `Rejec
 import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.data.kinds import damaged_chunk, other_kind
-from pipeline.data.pillow import Undecodable, decoded
+from pipeline.data.decoding.kinds import damaged_chunk, other_kind
+from pipeline.data.decoding.pillow import Undecodable, decoded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +33,8 @@ class Prepared(NamedTuple):
 def prepare(encoded: bytes, short_side: int | None, quality: int, raw_px: int | None = None) -> Prepared:
     """What to store of an encoded image, which is fully decoded by Pillow.
 
-    Bytes are kept of the kinds that training's decoder is known to show as Pillow does (`pipeline/data/kinds.py`);
-    other images become PNG without loss. With `short_side` (pixels), larger images become JPEG of that size. With
+    Bytes are kept of the kinds that training's decoder is known to show as Pillow does (`decoding/kinds.py`); other
+    images become PNG without loss. With `short_side` (pixels), larger images become JPEG of that size. With
     `raw_px`, every image becomes pixels (.npy): its short side is scaled to `raw_px` and the central square is kept
     (Krizhevsky et al. 2012, section 2). The EXIF orientation is not applied, as in torchvision's ImageFolder.
 

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from pipeline import hints
 from pipeline.data import index
 from pipeline.data.layout import WEBDATASET, Layout
-from pipeline.data.remote import download
-from pipeline.data.scan import scan_shard
+from pipeline.data.storage.remote import download
 from pipeline.disk import PACK_ON, is_full, whole
 from pipeline.errors import UserError
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare
+from pipeline.packing.scan import scan_shard
 from pipeline.packing.sets import Source
 from pipeline.packing.tars import unpack
 from pipeline.workers import tick

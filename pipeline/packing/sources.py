@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 
 from pipeline.data.index import MANIFEST
-from pipeline.data.remote import is_remote
+from pipeline.data.storage.remote import is_remote
 from pipeline.errors import UserError
 from pipeline.packing import imagenet
 from pipeline.packing.existing import COMPRESSED, matching, remote_shards, shards

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from pipeline.config import Data
-from pipeline.data.dali import Decoder
-from pipeline.data.decode import decode
+from pipeline.data.decoding.dali import Decoder
+from pipeline.data.decoding.decoder import decode
 from pipeline.data.index import load
 from pipeline.data.loader import Batch, order_of, train_batches
-from pipeline.data.reader import Reader
 from pipeline.data.request import Request
+from pipeline.data.storage.reader import Reader
 from pipeline.data.windows import whole
 from pipeline.runtime import Place
 
@@ -101,7 +101,7 @@ def torn(folder: Path, device: torch.device) -> Iterator[str]:
 
 @contextmanager
 def colour_planes(smooth: bool) -> Iterator[None]:
-    """With `jpeg_fancy_upsampling` on or off, whatever pipeline.data.dali would choose."""
+    """With `jpeg_fancy_upsampling` on or off, whatever pipeline.data.decoding.dali would choose."""
     from nvidia.dali import fn
 
     usual = {name: getattr(fn.decoders, name) for name in ("image", "image_slice")}

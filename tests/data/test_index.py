@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data import index
-from pipeline.data.scan import scan_shard
 from pipeline.errors import UserError
+from pipeline.packing.scan import scan_shard
 from tests.conftest import jpeg, photo, write_tar
 
 JPEG = jpeg(photo(0, 0, 40, 60))

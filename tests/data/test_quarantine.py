@@ -251,10 +251,11 @@ def test_the_limit_itself_is_allowed(rotten, tmp_path, limit, ends):
 
 @pytest.mark.parametrize("refuser", ["dali", "pillow"])
 def test_want_of_memory_is_no_images_fault(monkeypatch, refuser):
-    from pipeline.data import dali, request
+    from pipeline.data import request
+    from pipeline.data.decoding import dali
     from pipeline.linting.decode import Told
-    from tests.data.test_decode import GARBAGE, GOOD, refuse
-    from tests.data.test_decode import request as asked
+    from tests.data.decoding.test_decoder import GARBAGE, GOOD, refuse
+    from tests.data.decoding.test_decoder import request as asked
 
     def no_memory(*_):
         raise MemoryError

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import InterpolationMode, Resize
 
-from pipeline.data import dali
-from pipeline.data.dali import Decoder
-from pipeline.data.decode import render
+from pipeline.data.decoding import dali
+from pipeline.data.decoding.dali import Decoder
+from pipeline.data.decoding.decoder import render
 from pipeline.data.rendering import Rendering, resize
 from pipeline.linting.decode import Told
 from tests.conftest import jpeg, photo
-from tests.data.test_decode import raw_request, refuse, request
+from tests.data.decoding.test_decoder import raw_request, refuse, request
 
 CPU = torch.device("cpu")
 FILTERS = [("bilinear", True), ("bicubic", True), ("bilinear", False), ("bicubic", False)]

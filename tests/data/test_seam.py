@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.config import Data
 from pipeline.data import index, windows
 from pipeline.data.loader import order_of, train_batches
-from pipeline.data.scan import scan_shard
+from pipeline.packing.scan import scan_shard
 from pipeline.runtime import Place
 
 PX, SEED, BATCH = 20, 5, 8

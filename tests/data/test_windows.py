@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data import windows
-from tests.data.test_order import scalar_mix
+from tests.test_rng import scalar_mix
 
 HEIGHTS, WIDTHS = np.array([375, 500, 224, 1, 3000]), np.array([500, 333, 224, 900, 2000])
 IDS = np.array([0, 1, 77, 1_281_166, 10**9])

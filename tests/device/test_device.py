@@ -23,13 +23,13 @@ from models.build import build
 from pipeline import engine, network, optim
 from pipeline.config import Config, Data, parse
 from pipeline.data import quarantine
-from pipeline.data.dali import Decoder
-from pipeline.data.decode import decode, render
+from pipeline.data.decoding.dali import Decoder
+from pipeline.data.decoding.decoder import decode, render
 from pipeline.data.index import QUARANTINE, load
 from pipeline.data.loader import Batch, order_of, train_batches
-from pipeline.data.reader import Reader
 from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request
+from pipeline.data.storage.reader import Reader
 from pipeline.data.windows import whole
 from pipeline.evaluation.evaluate import Contender, evaluate
 from pipeline.runtime import Place, Runtime, seed_everything

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.data.test_mirror import put
-from tests.data.test_remote import store  # noqa: F401
+from tests.data.storage.test_mirror import put
+from tests.data.storage.test_remote import store  # noqa: F401
 from tests.distributed.test_runs import config, points, run, train  # noqa: F401
 
 

@@ -13,7 +13,7 @@ from models.build import build
 from models.dense import Dense
 from pipeline.config import Data
 from pipeline.data import index
-from pipeline.data.reader import Reader
+from pipeline.data.storage.reader import Reader
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import Contender, evaluate
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes

@@ -20,11 +20,11 @@ from PIL import Image
 from launch import lint as command
 from launch import pack, progress
 from pipeline.data import index, quarantine
-from pipeline.data.scan import scan_shard
 from pipeline.linting import classes, decode, repeats
 from pipeline.linting import lint as linting
 from pipeline.linting.examine import Job, work
 from pipeline.linting.findings import KINDS, Findings
+from pipeline.packing.scan import scan_shard
 
 ROOT = Path(__file__).parents[2]
 

@@ -30,6 +30,7 @@ TESTS = {
     ),
     "pipeline/data/windows.py": ("tests/data/test_windows.py", "tests/data/test_seam.py"),
     "pipeline/data/order.py": ("tests/data/test_order.py",),
+    "pipeline/rng.py": ("tests/test_rng.py", "tests/data/test_windows.py"),
     "pipeline/schedule.py": ("tests/test_schedule.py",),
     "pipeline/optim.py": ("tests/test_optim.py",),
     "pipeline/metrics.py": ("tests/test_metrics.py",),

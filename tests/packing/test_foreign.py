@@ -21,7 +21,7 @@ from launch import lint
 from launch import pack as command
 from pipeline.data import index
 from pipeline.data.layout import Layout
-from pipeline.data.reader import Reader
+from pipeline.data.storage.reader import Reader
 
 NAMES = ["red", "green", "blue", "yellow", "cyan"]
 

@@ -1,6 +1,6 @@
 """The limit of DALI's decoder: our windows of our set decoded (of raw pixels: copied and cut), and nothing else.
 
-Requests are made beforehand and taken again and again; the graph has the decoder's node of pipeline/data/dali.py alone.
+Requests are made beforehand and taken again and again; the graph has the decoder's node of data/decoding/dali.py alone.
 """
 
 from itertools import cycle, islice
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data import dali as ours
+from pipeline.data.decoding import dali as ours
+from pipeline.data.decoding.screen import Screen
 from pipeline.data.loader import train_requests
 from pipeline.data.order import rank_part
-from pipeline.data.screen import Screen
 from pipeline.data.source import Source
 from tests.benchmarks.contest import SEED, Entry, Task, enter
 from tests.benchmarks.loaders.ours import task_of

@@ -14,19 +14,19 @@ from typing import BinaryIO
 
 import pytest
 
-from pipeline.data import verified
-from pipeline.data.cache import Cache, file_name
-from pipeline.data.remote import Patience
+from pipeline.data.storage import verified
+from pipeline.data.storage.cache import Cache, file_name
+from pipeline.data.storage.remote import Patience
 from pipeline.errors import UserError
 from tests.conftest import disk_of, fill
-from tests.data.test_remote import BODY, QUICK, store  # noqa: F401
+from tests.data.storage.test_remote import BODY, QUICK, store  # noqa: F401
 
 SIZE = len(BODY)
 
 PROCESS = """
 import sys
 from pathlib import Path
-from pipeline.data.cache import Cache
+from pipeline.data.storage.cache import Cache
 folder, max_bytes, *shards = sys.argv[1:]
 cache = Cache(Path(folder), int(max_bytes))
 print("ready", flush=True)
@@ -266,7 +266,7 @@ def test_what_another_process_holds_stays(store, tmp_path):  # noqa: F811
     a, b, c = (store.shard(name) for name in "abc")
     code = f"""if True:
         import sys, pathlib
-        from pipeline.data.cache import Cache
+        from pipeline.data.storage.cache import Cache
         file = Cache(pathlib.Path({str(tmp_path)!r}), 10**9).open(*{a!r})
         print("held", flush=True)
         sys.stdin.readline()
@@ -364,7 +364,7 @@ def test_a_full_disk_names_the_keys(store, tmp_path):  # noqa: F811
     code = f"""if True:
         import resource
         from pathlib import Path
-        from pipeline.data.cache import Cache
+        from pipeline.data.storage.cache import Cache
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         Cache(Path({str(tmp_path)!r}), 10**9).open(*{a!r})
     """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.index import load
-from pipeline.data.reader import Reader
+from pipeline.data.storage.reader import Reader
 from pipeline.errors import UserError
 
 MANY = """
@@ -17,7 +17,7 @@ import resource, sys
 import numpy as np
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 from pipeline.data.index import load
-from pipeline.data.reader import Reader
+from pipeline.data.storage.reader import Reader
 index = load(sys.argv[1])
 assert all(len(encoded) for encoded in Reader(index).read(np.arange(len(index))))
 """
@@ -54,7 +54,7 @@ CUT = """
 import hashlib, mmap, os, sys, threading
 import numpy as np
 from pipeline.data.index import load
-from pipeline.data.reader import Reader
+from pipeline.data.storage.reader import Reader
 folder, where, file = sys.argv[1:]
 index = load(folder)
 reader = Reader(index)

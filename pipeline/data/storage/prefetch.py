@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.data.cache import Cache, file_name
+from pipeline.data.storage.cache import Cache, file_name
 
 MOST_STEPS = 1000  # a whole set that fits would be walked to the last step of the run, a millisecond a step
 LOOK_S = 1.0

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.data.cache import Cache
 from pipeline.data.index import Index
+from pipeline.data.storage.cache import Cache
 from pipeline.data.windows import Windows
 from pipeline.errors import EXIT_CODE, UserError
 

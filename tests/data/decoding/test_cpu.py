@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.finish import _Buffers
+from pipeline.data.decoding.cpu import _Buffers
 from tests.conftest import jpeg, photo, write_set, write_tar
 
 
@@ -61,7 +61,7 @@ def test_giant_images_pass_through_every_row_without_staying_in_memory(tmp_path)
     """6,000 x 6,000 px are 108 MB when decoded, and an eighth of the rows hold one: kept, they would be 2.6 GB."""
     folder = write_set(tmp_path / "set", 16, num_shards=1)
     from pipeline.data import index
-    from pipeline.data.scan import scan_shard
+    from pipeline.packing.scan import scan_shard
 
     giant = jpeg(np.kron(photo(0, 0, 60, 60), np.ones((100, 100, 1), np.uint8)))
     images = [giant if number % 8 == 3 else jpeg(photo(number, 0, 300, 300)) for number in range(16)]

@@ -1,9 +1,9 @@
 """Which images DALI decodes to the very pixels that Pillow does, told from their headers.
 
-In: encoded bytes. Out: "" for the kinds on which both agree bit for bit (tests/data/test_two_decoders.py): JPEG of 8
-bits in Huffman coding, grey or YCbCr; PNG of up to 8 bits per channel; WebP. Otherwise the name of the kind: DALI shows
-it differently (16 bits, CMYK without Adobe's marker) or not at all (lossless JPEG, GIF), or nobody has compared what
-GPU decoders make of it (RGB and CMYK in a JPEG). Pillow decodes these, see `pillow.py`.
+In: encoded bytes. Out: "" for the kinds on which both agree bit for bit (tests/data/decoding/test_two_decoders.py):
+JPEG of 8 bits in Huffman coding, grey or YCbCr; PNG of up to 8 bits per channel; WebP. Otherwise the name of the kind:
+DALI shows it differently (16 bits, CMYK without Adobe's marker) or not at all (lossless JPEG, GIF), or nobody has
+compared what GPU decoders make of it (RGB and CMYK in a JPEG). Pillow decodes these, see `pillow.py`.
 """
 
 import zlib

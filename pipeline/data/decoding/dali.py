@@ -26,9 +26,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from pipeline.data.decoding.screen import Screen
 from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request, shown
-from pipeline.data.screen import Screen
 
 
 class Bad(Protocol):

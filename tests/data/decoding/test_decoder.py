@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import dali
-from pipeline.data.dali import Decoder
-from pipeline.data.decode import decode
+from pipeline.data.decoding import dali
+from pipeline.data.decoding.dali import Decoder
+from pipeline.data.decoding.decoder import decode
 from pipeline.data.request import Request
 from pipeline.data.windows import Windows
 from pipeline.linting.decode import Told

@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import dali
-from pipeline.data.dali import Decoder
-from pipeline.data.decode import decode, render
+from pipeline.data.decoding import dali
+from pipeline.data.decoding.dali import Decoder
+from pipeline.data.decoding.decoder import decode, render
+from pipeline.data.decoding.screen import Screen
 from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request
-from pipeline.data.screen import Screen
 from pipeline.linting.decode import Told
 from tests.conftest import jpeg, photo
-from tests.data.test_decode import BROKEN, CPU, MEAN, STD, pixels, raw_request, refuse, request
-from tests.data.test_screen import JPEG, SOUND, THUMBNAIL, TORN
+from tests.data.decoding.test_decoder import BROKEN, CPU, MEAN, STD, pixels, raw_request, refuse, request
+from tests.data.decoding.test_screen import JPEG, SOUND, THUMBNAIL, TORN
 
 PX = 64
 # Top, left, height, width: shrunk, wide and tall, as they are, oblong, enlarged, shrunk one way and enlarged the other.

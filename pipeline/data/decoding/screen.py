@@ -6,7 +6,7 @@ others, and which Pillow decodes.
 
 import numpy as np
 
-from pipeline.data.kinds import other_kind
+from pipeline.data.decoding.kinds import other_kind
 from pipeline.data.request import Request, shown
 
 PADDING = 4096  # bytes behind the end of a JPEG, at most: some cameras and editors fill up a sector or a page

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from launch.draw import main
-from pipeline.data.synthetic import CLASSES, SHAPES, Drawing, draw
 from pipeline.errors import EXIT_CODE, UserError
+from pipeline.packing.synthetic import CLASSES, SHAPES, Drawing, draw
 
 SMALL = Drawing(train=100, validation=30)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import dali, kinds, pillow
-from pipeline.data.dali import Decoder
-from pipeline.data.decode import render
+from pipeline.data.decoding import dali, kinds, pillow
+from pipeline.data.decoding.dali import Decoder
+from pipeline.data.decoding.decoder import render
 from pipeline.data.rendering import Rendering
 from pipeline.linting.decode import Told, disagreement
-from tests.data.test_decode import refuse, request, run
+from tests.data.decoding.test_decoder import refuse, request, run
 from tests.data.zoo import DEEP, JPEG, MUCH_TEXT, PHOTO, PLAIN, PX, REFUSED, RGB, ZOO, chunk, png, saved
 
 WHOLE = (0, 0, PX, PX)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import screen
+from pipeline.data.decoding import screen
+from pipeline.data.decoding.screen import PADDING, Screen
 from pipeline.data.request import Request
-from pipeline.data.screen import PADDING, Screen
 from tests.conftest import jpeg, photo
-from tests.data.test_decode import request
+from tests.data.decoding.test_decoder import request
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PHOTO = photo(1, 0, 300, 400)
 JPEG = jpeg(PHOTO)
 SOF, SOS = JPEG.index(b"\xff\xc0"), JPEG.index(b"\xff\xda")
@@ -160,10 +160,10 @@ def test_a_doubted_image_is_a_suspect_from_then_on():
 FEED = """
 import sys
 import numpy as np
-from pipeline.data import dali
-from pipeline.data.dali import Decoder
+from pipeline.data.decoding import dali
+from pipeline.data.decoding.dali import Decoder
 from pipeline.linting.decode import Told
-from tests.data.test_screen import JPEG, SMALLER, UNREADABLE, asked, photo, jpeg
+from tests.data.decoding.test_screen import JPEG, SMALLER, UNREADABLE, asked, photo, jpeg
 
 sound = [jpeg(photo(number, number % 5, 300, 400)) for number in range(64)]
 for name, image in (UNREADABLE | SMALLER).items():

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from pipeline.config import parse
-from pipeline.data import index, mirror, quarantine
+from pipeline.data import index, quarantine
 from pipeline.data.loader import order_of, train_batches
-from pipeline.data.remote import Patience
+from pipeline.data.storage import mirror
+from pipeline.data.storage.remote import Patience
 from pipeline.errors import UserError
 from pipeline.preflight import prepare
 from pipeline.runtime import Place
+from tests.data.storage.test_remote import Store, store  # noqa: F401
 from tests.data.test_loader import CPU, settings, steps_of
-from tests.data.test_remote import Store, store  # noqa: F401
 
 
 def put(store: Store, folder: Path, name: str = "set") -> str:  # noqa: F811

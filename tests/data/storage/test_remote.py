@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import remote
-from pipeline.data.remote import Patience, download, is_remote, read_bytes
+from pipeline.data.storage import remote
+from pipeline.data.storage.remote import Patience, download, is_remote, read_bytes
 from pipeline.errors import UserError
 
 QUICK = Patience(attempts=3, wait_s=0.01)
@@ -290,14 +290,14 @@ def test_a_local_file_that_cannot_be_written(store, tmp_path):
 
 
 def test_importing_costs_nothing():
-    code = "import sys, pipeline.data.ahead; assert not {'fsspec', 'aiohttp', 'torch'} & set(sys.modules)"
+    code = "import sys, pipeline.data.storage.prefetch; assert not {'fsspec', 'aiohttp', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 S3 = """
 import sys
 from pathlib import Path
-from pipeline.data.remote import Patience, download, read_bytes
+from pipeline.data.storage.remote import Patience, download, read_bytes
 from pipeline.errors import UserError
 quick = Patience(attempts=2, wait_s=0.01)
 assert read_bytes("s3://shards/set/a", quick) == b"one" * 1000
@@ -338,7 +338,7 @@ def test_an_s3_server_named_in_the_environment(s3, tmp_path, variable):
 
 
 def test_s3_without_credentials_is_told_at_once(s3):
-    code = "from pipeline.data.remote import read_bytes; read_bytes('s3://shards/set/a')"
+    code = "from pipeline.data.storage.remote import read_bytes; read_bytes('s3://shards/set/a')"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"AWS_ENDPOINT_URL": s3, "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(Path("/nonexistent"))}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)

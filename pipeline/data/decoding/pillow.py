@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.kinds import PNG_MAGIC, png_chunks
+from pipeline.data.decoding.kinds import PNG_MAGIC, png_chunks
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import disk, hints
 from pipeline.data.index import COLUMNS, MANIFEST, OPTIONAL, QUARANTINE, file_sha256
-from pipeline.data.remote import AT_START, KEEP, Forbidden, download, read_bytes
+from pipeline.data.storage.remote import AT_START, KEEP, Forbidden, download, read_bytes
 from pipeline.disk import cannot_write
 from pipeline.errors import UserError
 from pipeline.locks import lock

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data import ahead
-from pipeline.data.ahead import Ahead
-from pipeline.data.cache import Cache, file_name
-from tests.data.test_remote import BODY, QUICK, Store, store  # noqa: F401
+from pipeline.data.storage import prefetch
+from pipeline.data.storage.cache import Cache, file_name
+from pipeline.data.storage.prefetch import Ahead
+from tests.data.storage.test_remote import BODY, QUICK, Store, store  # noqa: F401
 
 SIZE = len(BODY)
 PAUSE_S = 0.2  # in which a mistake would show
@@ -102,7 +102,7 @@ def test_what_was_fetched_is_not_evicted_before_its_step(store, tmp_path):  # no
 
 
 def test_what_others_evicted_is_fetched_again(store, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(ahead, "LOOK_S", -1.0)
+    monkeypatch.setattr(prefetch, "LOOK_S", -1.0)
     some = Set(store, tmp_path, 3, room=3)
     with some.ahead([[0], [1], [2], [2]]) as fetching:
         eventually(lambda: some.here() == {0, 1, 2})
@@ -152,7 +152,7 @@ def test_closing_ends_the_threads(store, tmp_path):  # noqa: F811
 
 
 def test_needs_are_not_walked_to_the_end_of_a_long_run(store, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(ahead, "MOST_STEPS", 10)
+    monkeypatch.setattr(prefetch, "MOST_STEPS", 10)
     some = Set(store, tmp_path, 1, room=2)
     asked = []
 

@@ -10,9 +10,9 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipeline.data.decoding.pillow import Undecodable, opened
 from pipeline.data.index import COLUMNS, OPTIONAL, Shard, digest, file_sha256
 from pipeline.data.layout import RAW_EXTENSION, WEBDATASET, Layout, describe
-from pipeline.data.pillow import Undecodable, opened
 from pipeline.errors import UserError
 
 MAX_LABEL = 10_000_000  # without --classes, each label up to the largest becomes a class

@@ -11,8 +11,8 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
-from pipeline.data import dali
-from pipeline.data.finish import images_on_cpu, renderings_on_cpu
+from pipeline.data.decoding import dali
+from pipeline.data.decoding.cpu import images_on_cpu, renderings_on_cpu
 from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.data.remote import KEEP, PATIENT, Failure, Patience, download
-from pipeline.data.verified import is_right, is_verified, mark, stamp_of
+from pipeline.data.storage.remote import KEEP, PATIENT, Failure, Patience, download
+from pipeline.data.storage.verified import is_right, is_verified, mark, stamp_of
 from pipeline.disk import cannot_write
 
 NAME = re.compile(r"[0-9a-f]{64}-(\d+)\.tar(\.part)?")
