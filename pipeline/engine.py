@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 
 from models.compiler import builds_triton
 from pipeline.config import Config
 from pipeline.reduction import Reducer
 from pipeline.runtime import Runtime
+from pipeline.tasks.task import task_of
 
 
 def deepspeed_config(config: Config, world: int, on_gpu: bool) -> dict[str, Any]:
@@ -137,30 +137,28 @@ class Stepper:
         self.engine = engine
         self.config = config
         self.runtime = runtime
+        self.task = task_of(config)
         self.reducer: Reducer | None = None
         if config.train.zero_stage == 0:
             dtype = torch.bfloat16 if config.train.reduction == "bf16" else None
             self.reducer = Reducer(engine.module, runtime, dtype)
         self.communication = self.reducer.communication if self.reducer else None
 
-    def micro_step(self, images: torch.Tensor, labels: torch.Tensor, step: int, micro_step: int) -> torch.Tensor:
-        """Forward and backward of one micro-batch, after the last one of a step the update. Returns the logits, float32
-        [n, classes], detached.
-
-        The loss is the sum over rows over the number of rows, padding included, so a lost row costs one row.
-        """
+    def micro_step(
+        self, images: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor, step: int, micro_step: int
+    ) -> torch.Tensor:
+        """Forward and backward of one micro-batch, after the last one of a step the update. Returns the network's
+        outputs, float32, detached. Targets and `valid` are the task's (see Task.loss)."""
         seed = (self.config.seed, step, micro_step, self.runtime.rank)
         torch.manual_seed(_seed_of(*seed))
         if self.reducer:
             self.reducer.active = self.engine.is_gradient_accumulation_boundary()
-        logits = self.engine(images).float()
-        smoothing = self.config.train.label_smoothing
-        loss = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
-        self.engine.backward(loss / len(labels))
+        outputs = self.engine(images).float()
+        self.engine.backward(self.task.loss(outputs, targets, valid))
         if self.reducer:
             self.reducer.finish()
         self.engine.step()
-        return logits.detach()
+        return outputs.detach()
 
     def close(self) -> None:
         """After the last step, on all ranks: what DeepSpeed's communication logger has to say, if it was asked."""

@@ -26,7 +26,7 @@ from pipeline.errors import UserError, first_mistake
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipeline.metrics import Score
+    from pipeline.tasks.classification import Score
 
 METRICS = "metrics.jsonl"
 
@@ -58,8 +58,7 @@ class Presentation:
 def eval_point(view: str, score: "Score", other_set: str | None = None) -> Point:
     """A point of one view's errors (fractions in 0..1) and loss; `other_set` names what is not data.validation."""
     prefix = f"eval/{other_set}/{view}" if other_set else f"eval/{view}"
-    of_five = {} if score.top5_error is None else {f"{prefix}/top5_error": score.top5_error}
-    return {f"{prefix}/top1_error": score.top1_error, **of_five, f"{prefix}/loss": score.loss}
+    return {f"{prefix}/{name}": value for name, value in score.as_dict().items()}
 
 
 class Sink(Protocol):

@@ -1,8 +1,9 @@
-"""Counts and times of training between two logged points: loss, errors, images/s, and what a step waits for.
+"""Counts and times of training between two logged points: scores, images/s, and what a step waits for.
 
 In: counts of each step, what stopwatches say. Out: a point in the journal, over all ranks, at each `log`.
 """
 
+import math
 import resource
 import time
 
@@ -14,9 +15,9 @@ from pipeline.config import Config
 from pipeline.engine import Stepper
 from pipeline.errors import UserError
 from pipeline.journal import Journal
-from pipeline.metrics import score
 from pipeline.runtime import Runtime
 from pipeline.stopwatch import Stopwatch
+from pipeline.tasks.task import task_of
 
 
 class Meter:
@@ -24,11 +25,12 @@ class Meter:
 
     def __init__(self, config: Config, runtime: Runtime, stepper: Stepper, journal: Journal):
         self.config, self.runtime, self.stepper, self.journal = config, runtime, stepper, journal
+        self.task = task_of(config)
         self.data_wait = Stopwatch(runtime.device)
         self._clear()
 
     def _clear(self) -> None:
-        self.counts = torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
+        self.counts = torch.zeros(self.task.num_counts, dtype=torch.float64, device=self.runtime.device)
         self.steps, self.busy_s = 0, 0.0
         self.skip_time()
 
@@ -37,7 +39,7 @@ class Meter:
         self.since = time.perf_counter()
 
     def add(self, counts: torch.Tensor) -> None:
-        """One step is done: this rank's counts (see metrics.count)."""
+        """One step is done: this rank's counts (see Task.counts)."""
         self.counts += counts
         self.steps += 1
         now = time.perf_counter()
@@ -58,12 +60,12 @@ class Meter:
         dist.all_reduce(own_s)
         memory_gb = torch.tensor(self._most_memory_gb(), dtype=torch.float64, device=self.runtime.device)
         dist.all_reduce(memory_gb, dist.ReduceOp.MAX)
-        wait_s, communication_s = (everything[4:] / self.runtime.world / self.steps).tolist()
+        wait_s, communication_s = (everything[-2:] / self.runtime.world / self.steps).tolist()
         step_s = self.busy_s / self.steps
-        result = score(everything[:4])
-        if result.loss != result.loss or result.loss == float("inf"):
+        scores = self.task.scores(everything[:-2])
+        if not math.isfinite(scores["loss"]):
             raise UserError(
-                f"the training loss is {result.loss} at step {step}: training diverged. Lower optimizer.lr "
+                f"the training loss is {scores['loss']} at step {step}: training diverged. Lower optimizer.lr "
                 f"(now {self.config.optimizer.lr:g}) or lengthen schedule.warmup_epochs; the last checkpoint is older"
             )
         communication = {keys.COMMUNICATION_S: communication_s} if measured else {}  # else it counts as computing
@@ -71,9 +73,7 @@ class Meter:
             {
                 keys.STEP: step,
                 keys.EPOCH: epoch,
-                keys.TRAIN_LOSS: result.loss,
-                keys.TRAIN_TOP1: result.top1_error,
-                **({} if result.top5_error is None else {keys.TRAIN_TOP5: result.top5_error}),
+                **{f"train/{name}": value for name, value in scores.items()},
                 keys.LEARNING_RATE: lr,
                 keys.IMAGES_PER_S: self.config.train.global_batch / step_s,
                 keys.STEP_S: step_s,

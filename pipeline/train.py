@@ -28,7 +28,6 @@ from pipeline.evaluation.evaluate import Contender, evaluate, require_views
 from pipeline.journal import Journal, open_journal
 from pipeline.locks import only_job
 from pipeline.meter import Meter
-from pipeline.metrics import count
 from pipeline.preflight import Flight, num_classes
 from pipeline.refusal import shared_refusal
 from pipeline.runtime import Runtime, StopRequest, seed_everything
@@ -210,15 +209,16 @@ def take_step(
     data_wait: Stopwatch,
     here: Whereabouts,
 ) -> torch.Tensor:
-    """One optimizer step. Returns this rank's counts (see metrics.count)."""
-    counts = torch.zeros(4, dtype=torch.float64, device=stepper.runtime.device)
+    """One optimizer step. Returns this rank's counts (see Task.counts)."""
+    task = stepper.task
+    counts = torch.zeros(task.num_counts, dtype=torch.float64, device=stepper.runtime.device)
     for micro_step in range(stepper.engine.gradient_accumulation_steps()):
         here.note(DATA, step + 1)
         with stop.waiting(), data_wait:
             batch = next(batches)
         here.note(COMPUTE, step + 1)
-        logits = stepper.micro_step(batch.images, batch.labels, step, micro_step)
-        counts += count(logits.log_softmax(dim=1), batch.labels)
+        outputs = stepper.micro_step(batch.images, batch.targets, batch.valid, step, micro_step)
+        counts += task.counts(outputs, batch.targets, batch.valid)
     return counts
 
 

@@ -36,7 +36,7 @@ def train(stepper: engine.Stepper, *steps: int) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         images, labels = torch.randn(4, 3, 2, 2, generator=generator), torch.randint(0, 3, (4,), generator=generator)
-        stepper.micro_step(images, labels, step, 0)
+        stepper.micro_step(images, labels, torch.ones(4, dtype=torch.bool), step, 0)
 
 
 def write(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int) -> Path:

@@ -15,6 +15,7 @@ from pipeline.config import Config, parse
 from pipeline.runtime import Runtime
 
 ROWS, STEPS = 8, 5
+ALL = torch.ones(ROWS, dtype=torch.bool)
 
 
 def settle(**sections: dict) -> Config:
@@ -45,7 +46,7 @@ def after_engine(config: Config, alone: Runtime, scale: float = 1.0, steps: int 
     for step in range(steps):
         images, labels = batch(step, scale)
         for n, (some, theirs) in enumerate(zip(images.split(rows), labels.split(rows), strict=True)):
-            stepper.micro_step(some, theirs, step, n)
+            stepper.micro_step(some, theirs, ALL[:rows], step, n)
         assert n + 1 == micro_steps
     return model.state_dict()
 
@@ -110,7 +111,7 @@ def test_the_papers_update_across_a_drop_of_the_learning_rate(alone):
         for step, lr in enumerate(lrs):
             for group in stepper.engine.optimizer.param_groups:  # as the loop does
                 group["lr"] = lr
-            stepper.micro_step(*batch(step), step, 0)
+            stepper.micro_step(*batch(step), ALL, step, 0)
         return nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
 
     expected = network().double()
@@ -177,11 +178,11 @@ def test_row_of_padding_costs_one_row_and_no_more(alone):
     config = settle(optimizer={"lr": 0.1, "weight_decay": 0.0})
     ours, theirs = network(), network()
     images, labels = batch(0)
-    labels[[1, 6]] = -1
+    valid = torch.tensor([row not in (1, 6) for row in range(ROWS)])
     images[[1, 6]] = 1e3
-    stepper_of(ours, config, alone).micro_step(images, labels, 0, 0)
+    stepper_of(ours, config, alone).micro_step(images, labels, valid, 0, 0)
 
-    loss = F.cross_entropy(theirs(images[labels >= 0]), labels[labels >= 0], reduction="sum") / ROWS
+    loss = F.cross_entropy(theirs(images[valid]), labels[valid], reduction="sum") / ROWS
     loss.backward()
     for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(found.detach(), expected.detach() - 0.1 * expected.grad, rtol=1e-5, atol=1e-6)
@@ -189,7 +190,7 @@ def test_row_of_padding_costs_one_row_and_no_more(alone):
 
 def test_batch_of_padding_alone_changes_nothing(alone):
     config, model = settle(optimizer={"weight_decay": 0.0}), network()
-    stepper_of(model, config, alone).micro_step(batch(0)[0], torch.full((ROWS,), -1), 0, 0)
+    stepper_of(model, config, alone).micro_step(*batch(0), torch.zeros(ROWS, dtype=torch.bool), 0, 0)
     assert equal(model.state_dict(), network().state_dict())
 
 
@@ -200,7 +201,7 @@ def logits_at(alone: Runtime, step: int, micro_step: int = 0, seed: int = 0) -> 
     """Logits of a fresh network at a step of a run, with torch's own generator left in an arbitrary state."""
     stepper = stepper_of(network(dropout=0.5), settle(seed=seed), alone)
     torch.seed()
-    return stepper.micro_step(*batch(0), step, micro_step)
+    return stepper.micro_step(*batch(0), ALL, step, micro_step)
 
 
 def test_dropout_draws_the_same_mask_at_the_same_step(alone):
@@ -224,7 +225,7 @@ def test_resumed_run_draws_the_masks_of_an_uninterrupted_one(alone):
     def run(model: nn.Module, *steps: int) -> dict[str, torch.Tensor]:
         stepper = stepper_of(model, config, alone)
         for step in steps:
-            stepper.micro_step(*batch(step), step, 0)
+            stepper.micro_step(*batch(step), ALL, step, 0)
         return model.state_dict()
 
     resumed = network(seed=1, dropout=0.5)
@@ -238,7 +239,7 @@ def test_resumed_run_draws_the_masks_of_an_uninterrupted_one(alone):
 
 def test_logits_come_back_as_float32_without_a_graph(alone):
     config = settle(train={"precision": "bf16"})
-    logits = stepper_of(network(), config, alone).micro_step(*batch(0), 0, 0)
+    logits = stepper_of(network(), config, alone).micro_step(*batch(0), ALL, 0, 0)
     assert (logits.dtype, logits.requires_grad, tuple(logits.shape)) == (torch.float32, False, (ROWS, 5))
 
 
@@ -255,7 +256,7 @@ def test_one_process_reduces_nothing(alone, monkeypatch):
     """DeepSpeed would copy all gradients to and fro."""
     stepper = stepper_of(network(), settle(), alone)
     monkeypatch.setattr(stepper.engine, "allreduce_gradients", lambda: pytest.fail("reduced"))
-    stepper.micro_step(*batch(0), 0, 0)
+    stepper.micro_step(*batch(0), ALL, 0, 0)
     assert stepper.communication.take_s() == 0
 
 
@@ -271,7 +272,7 @@ def test_a_step_never_waits_for_the_device(alone, monkeypatch):
 
     def train() -> None:
         for step in range(5):
-            stepper.micro_step(*batch(step), step, 0)
+            stepper.micro_step(*batch(step), ALL, step, 0)
 
     train()
     with torch.no_grad():
@@ -287,7 +288,7 @@ def test_weights_momentum_and_gradients_are_channels_last(alone):
     stepper = stepper_of(model, config, alone)
     engine.use_channels_last(stepper.engine.module)
     for step in range(STEPS):
-        stepper.micro_step(*batch(step), step, 0)
+        stepper.micro_step(*batch(step), ALL, step, 0)
     weight = model[0].weight
     momentum = stepper.engine.optimizer.state[weight]["momentum_buffer"]
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -300,7 +301,7 @@ def test_weights_momentum_and_gradients_are_channels_last(alone):
 def test_momentum_is_laid_out_as_its_weight_and_the_device_chooses_the_kernel(alone):
     """A checkpoint says neither: one of a CPU goes on with the fused kernel on a GPU, and the other way round."""
     stepper, other = (stepper_of(network(), settle(), alone) for _ in range(2))
-    stepper.micro_step(*batch(0), 0, 0)
+    stepper.micro_step(*batch(0), ALL, 0, 0)
     state = optimizer_state.collect(stepper.engine)
     engine.use_channels_last(other.engine.module)
     for group in other.engine.optimizer.param_groups:

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import Config, parse
 from pipeline.errors import UserError
 from pipeline.journal import eval_point, open_journal
-from pipeline.metrics import Score
+from pipeline.tasks.classification import Score
 from tests.conftest import disk_of, fill
 
 ROOT = Path(__file__).parents[1]

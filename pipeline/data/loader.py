@@ -1,14 +1,14 @@
 """Batches for training and evaluation: order, windows, reader and DALI graph, joined.
 
-In: an index, the config's data section, a rank, the steps wanted. Out: `Batch`es of images on the device with labels.
-A batch is always full; rows that only pad it carry label -1 and id -1, so no rank ever takes a step more than another.
+In: an index, the config's data section, a rank, the steps wanted. Out: `Batch`es of images on the device with targets.
+A batch is always full; rows that only pad it have id -1 and are not valid, so no rank takes a step more than another.
 """
 
 import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from pipeline.data.source import Source
 from pipeline.errors import UserError
 from pipeline.runtime import Place
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -33,17 +35,18 @@ class Rendered:
     for; the rest as in `Batch`."""
 
     images: list[list[torch.Tensor]]
-    labels: torch.Tensor
+    valid: torch.Tensor
     ids: np.ndarray
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images float32 [n, 3, px, px]; ids int64 [n], -1 where a row is padding; labels int64 [n], -1
-    there and where an image could not be decoded."""
+    """images float32 [n, 3, px, px]; targets, which are labels int64 [n]; valid bool [n], false where a row is padding
+    or its image could not be decoded; ids int64 [n], -1 where a row is padding."""
 
     images: torch.Tensor
-    labels: torch.Tensor
+    targets: torch.Tensor
+    valid: torch.Tensor
     ids: np.ndarray
 
 
@@ -94,7 +97,10 @@ def train_batches(
         antialias=data.antialias,
         **_how(source, data, place, device),
     )
-    return (Batch(*parts) for parts in _labelled(decoded, source, device))
+    return (
+        Batch(images, _upload(request.labels, device), _upload(request.valid, device), request.ids)
+        for request, images in _closing(decoded, source)
+    )
 
 
 def train_requests(source: Source, data: Data, order: Order, seed: int, micro_steps: int) -> Iterator[Request]:
@@ -138,7 +144,9 @@ def eval_batches(
         for _, ids in source.walk()
     )
     rendered = render(requests, renderings=renderings, **_how(source, data, place, device))
-    return (Rendered(*parts) for parts in _labelled(rendered, source, device))
+    return (
+        Rendered(images, _upload(request.valid, device), request.ids) for request, images in _closing(rendered, source)
+    )
 
 
 def window_recipe(index: Index, data: Data):
@@ -183,16 +191,17 @@ def _how(source: Source, data: Data, place: Place, device: torch.device) -> dict
     }
 
 
-def _labelled(
-    decoded: Generator[tuple[Request, Any], None, None], source: Source, device: torch.device
-) -> Iterator[tuple[Any, torch.Tensor, np.ndarray]]:
-    """(images, labels, ids) of each batch."""
+def _closing(decoded: Generator[tuple[Request, T], None, None], source: Source) -> Iterator[tuple[Request, T]]:
+    """`decoded`, and what it rests on closed at its end."""
     try:
-        for request, images in decoded:
-            yield images, torch.from_numpy(request.labels).to(device, non_blocking=True), request.ids
+        yield from decoded
     finally:
         decoded.close()
         source.close()
+
+
+def _upload(column: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(column).to(device, non_blocking=True)
 
 
 def decodes_on_gpu(data: Data, device_type: str) -> bool:

@@ -12,13 +12,15 @@ from pipeline.data.windows import Windows
 
 @dataclass(frozen=True)
 class Request:
-    """ids int64 [n], -1 for padding; labels int64 [n], -1 for rows that nobody looks at; images; windows in them.
+    """ids int64 [n], -1 for padding; labels int64 [n]; valid bool [n], false for rows that nobody looks at, padding and
+    stand-ins; images; windows in them.
 
     An image is uint8: encoded bytes [size], or, of a raw set, the rows [height, width, 3] that its window covers.
     """
 
     ids: np.ndarray
     labels: np.ndarray
+    valid: np.ndarray
     images: list[np.ndarray]
     windows: Windows
 
@@ -31,7 +33,7 @@ class Request:
         """One row as a request of its own."""
         one = slice(number, number + 1)
         columns = {field.name: getattr(self.windows, field.name)[one] for field in fields(Windows)}
-        return Request(self.ids[one], self.labels[one], self.images[one], Windows(**columns))
+        return Request(self.ids[one], self.labels[one], self.valid[one], self.images[one], Windows(**columns))
 
     def shown_by_pillow(self, row: int) -> np.ndarray | str:
         """The window of an encoded image, decoded by Pillow, as an uncompressed PNG: graphs take encoded images alone.
@@ -59,7 +61,7 @@ class Request:
         return replace(self, images=mixed, windows=replace(self.windows, top=top, left=left))
 
     def without(self, bad: np.ndarray) -> "Request":
-        """This request with a grey stand-in and label -1 in the rows where `bad` (bool [n]) holds."""
+        """This request with a grey stand-in, not valid, in the rows where `bad` (bool [n]) holds."""
         if not bad.any():
             return self
         is_raw = self.images[0].ndim == 3
@@ -68,9 +70,7 @@ class Request:
         windows = self.windows
         corner = {name: np.where(bad, 0, getattr(windows, name)).astype(np.int32) for name in ("top", "left")}
         sides = {name: np.where(bad, 1, getattr(windows, name)).astype(np.int32) for name in ("height", "width")}
-        return replace(
-            self, labels=np.where(bad, -1, self.labels), images=images, windows=replace(windows, **corner, **sides)
-        )
+        return replace(self, valid=self.valid & ~bad, images=images, windows=replace(windows, **corner, **sides))
 
 
 def shown(ids: np.ndarray) -> np.ndarray:

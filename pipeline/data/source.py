@@ -59,13 +59,13 @@ class Source:
     def request(self, ids: np.ndarray, seen: Windows) -> Request:
         """Ask for these windows of the images of `ids`; -1 is padding."""
         samples = shown(ids)
-        labels = np.where(ids < 0, -1, self.index.label[samples]).astype(np.int64)
+        labels = self.index.label[samples].astype(np.int64)
         if self.index.is_raw:
             images = self.reader.read_rows(samples, seen)
             seen = replace(seen, top=np.zeros_like(seen.top))
         else:
             images = self.reader.read(samples)
-        return Request(ids, labels, images, seen).without(self.bad.among(samples))
+        return Request(ids, labels, ids >= 0, images, seen).without(self.bad.among(samples))
 
     def close(self) -> None:
         """Stop fetching ahead."""

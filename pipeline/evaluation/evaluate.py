@@ -65,7 +65,7 @@ def evaluate(
     table, done = Table(labels, list(views), runtime.device), 0
     for batch in eval_batches(index, data, renderings, place=runtime, device=runtime.device, micro_batch=micro_batch):
         progress(min(done, len(labels)))
-        done += len(batch.labels) * runtime.world
+        done += len(batch.ids) * runtime.world
         rows = np.flatnonzero(batch.ids >= 0)  # the others are padding
         if not len(rows):
             continue
@@ -76,7 +76,7 @@ def evaluate(
         equal = [1 / len(found)] * len(found)
         averaged = [_mean([one[number] for one in found], equal) for number in range(len(views))]
         ids, places = (torch.from_numpy(of).to(runtime.device, non_blocking=True) for of in (batch.ids[rows], rows))
-        table.add(ids, batch.labels[places] >= 0, averaged)
+        table.add(ids, batch.valid[places], averaged)
     return table.reduced()
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from pipeline import disk
 from pipeline.data.index import Index
 from pipeline.evaluation.classifier import Classifier
+from pipeline.evaluation.interval import wilson
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
 from pipeline.evaluation.papers import Entry, compare
 from pipeline.journal import Presentation
-from pipeline.metrics import TOP, Score, wilson
+from pipeline.tasks.classification import TOP, Score
 from pipeline.views import looks
 from pipeline.wording import counted
 

@@ -109,7 +109,7 @@ def _request(batch: list[Stored]) -> Request:
         flip=zeros > 0,
         colour=np.zeros((ROWS, 3), np.float32),
     )
-    return Request(ids, np.minimum(ids, 0), images, windows).without(ids < 0)
+    return Request(ids, np.zeros(ROWS, np.int64), ids >= 0, images, windows).without(ids < 0)
 
 
 def is_constant(pixels: np.ndarray) -> bool:

@@ -70,7 +70,7 @@ def torn(folder: Path, device: torch.device) -> Iterator[str]:
     def verdict(damage: Callable[[bytes], bytes], on: torch.device, load: float, alone: bool) -> str:
         images = list(encoded)
         images[WHERE] = np.frombuffer(damage(images[WHERE].tobytes()), np.uint8)
-        request = Request(ids, np.zeros(ROWS, np.int64), images, windows)
+        request = Request(ids, np.zeros(ROWS, np.int64), np.ones(ROWS, bool), images, windows)
         told = Told()
         pairs = decode(
             iter([request.row(WHERE) if alone else request]),

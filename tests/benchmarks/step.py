@@ -244,7 +244,7 @@ def _bare(network: str, batch: int, runtime: Runtime) -> Callable[[], object]:
 
     def step() -> None:
         with torch.autocast(runtime.device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(model(given.images).float(), given.labels)
+            loss = F.cross_entropy(model(given.images).float(), given.targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

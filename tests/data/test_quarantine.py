@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import Data
 from pipeline.data import quarantine
@@ -96,7 +97,10 @@ def test_every_epoch_has_all_rows_but_the_bad_ones(rotten, tmp_path):
     labels = []
     for rank in range(2):
         options = {"place": Place(rank, 2, rank, 2), "device": CPU, "micro_steps": 1, "run": tmp_path}
-        labels += [b.labels for b in train_batches(index, data, order, 0, first_step=0, last_step=100, **options)]
+        labels += [
+            torch.where(b.valid, b.targets, -1)
+            for b in train_batches(index, data, order, 0, first_step=0, last_step=100, **options)
+        ]
     seen = np.concatenate(labels)
     assert (seen >= 0).sum() == 20 * 57
     assert (seen == -1).sum() == 20 * 3
@@ -275,9 +279,9 @@ def test_evaluation_leaves_bad_images_out_of_the_score_but_sees_their_ids(rotten
     index, place = load(rotten), Place(0, 1, 0, 1)
     for _ in range(2):  # found, then known
         batches = list(eval_batches(index, settings(), [Rendering(36)], place=place, device=CPU, micro_batch=8))
-        ids, labels = (np.concatenate([np.asarray(getattr(b, name)) for b in batches]) for name in ("ids", "labels"))
+        ids, valid = (np.concatenate([np.asarray(getattr(b, name)) for b in batches]) for name in ("ids", "valid"))
         assert sorted(ids[ids >= 0].tolist()) == list(range(60))
-        assert ids[(labels < 0) & (ids >= 0)].tolist() == list(BROKEN)
+        assert ids[~valid & (ids >= 0)].tolist() == list(BROKEN)
     assert [entry.shard for entry in quarantine.read(rotten / "quarantine.tsv")] == [
         f"shard-{sample * 3 // 60:06d}.tar" for sample in BROKEN
     ]
@@ -287,7 +291,7 @@ def test_padding_shows_sample_0_even_if_that_is_bad(make_set):
     index = load(make_set("first", 5, broken=[0]))
     (only,) = eval_batches(index, settings(), [Rendering(36)], place=Place(1, 2, 1, 2), device=CPU, micro_batch=3)
     assert only.ids.tolist() == [3, 4, -1]
-    assert only.labels.tolist() == [3, 4, -1]
+    assert only.valid.tolist() == [True, True, False]
 
 
 def test_a_set_that_may_only_be_read(rotten, tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_training_batches_are_pillows(png_set, recipe, interpolation, antialias,
         step = 2 + number // 2
         ids = order.batch(step)[BATCH // 2 * (number % 2) :][: BATCH // 2]
         assert batch.ids.tolist() == ids.tolist()
-        assert batch.labels.tolist() == [sample % 5 for sample in ids]
+        assert batch.targets.tolist() == [sample % 5 for sample in ids]
         seen = choose(
             found.height[ids],
             found.width[ids],

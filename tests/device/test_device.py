@@ -101,7 +101,7 @@ def test_pixels_and_ids_of_a_thousand_photos(thousand, recipe, decode_whole):
     means, seen, far = [], 0, 0
     for cpu, gpu in pairs:
         assert np.array_equal(cpu.ids, gpu.ids)
-        assert torch.equal(cpu.labels, gpu.labels.cpu())
+        assert torch.equal(cpu.valid, gpu.valid.cpu())
         assert gpu.images.device == CUDA
         assert gpu.images.is_contiguous(memory_format=torch.channels_last)
         difference = (pixels(cpu, data) - pixels(gpu, data)).abs()
@@ -144,8 +144,8 @@ def test_torn_photos_in_mid_run_cost_the_rows_that_they_cost_on_the_cpu(torn, de
         (folder / QUARANTINE).unlink(missing_ok=True)
     lost = 0
     for first, cpu, gpu in zip(*runs.values(), strict=True):
-        assert torch.equal(cpu.labels, gpu.labels.cpu())
-        kept = gpu.labels >= 0
+        assert torch.equal(cpu.valid, gpu.valid.cpu())
+        kept = gpu.valid
         difference = (pixels(first, data) - pixels(gpu, data)).abs().mean(dim=(1, 2, 3))[kept.cpu()]
         assert difference.max() < 1
         lost += int((~kept).sum())
@@ -162,7 +162,7 @@ def test_a_gpu_loses_the_rows_that_a_cpu_loses(damage, hw_load, make_set):
     index, ids = load(make_set("photos", 16, size_px=(200, 300))), np.arange(16)
     images = Reader(index).read(ids)
     images[7] = np.frombuffer(DAMAGES[damage](images[7].tobytes()), np.uint8)
-    asked = Request(ids, np.zeros(16, np.int64), images, whole(index.height[ids], index.width[ids]))
+    asked = Request(ids, np.zeros(16, np.int64), np.ones(16, bool), images, whole(index.height[ids], index.width[ids]))
 
     def lost(device: torch.device, request: Request, decode_whole: bool, rendered: bool) -> list[int]:
         told = Told()
@@ -171,7 +171,7 @@ def test_a_gpu_loses_the_rows_that_a_cpu_loses(damage, hw_load, make_set):
         normal: dict = {"px": 64, "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear", "antialias": True}
         work = partial(render, renderings=[Rendering(64)]) if rendered else partial(decode, **normal)
         for done, _ in work(iter([request]), **how):
-            assert done.ids[done.labels < 0].tolist() == told.ids
+            assert done.ids[~done.valid].tolist() == told.ids
         return told.ids
 
     for rendered, decode_whole in ((False, False), (False, True), (True, False)):
@@ -232,7 +232,7 @@ def test_the_first_losses_are_those_of_the_cpu(photos, tmp_path):
         model = network.build(config.model, config.data, 5).train()
         optimizer = optim.build(model, config.optimizer)
         for step, batch in enumerate(batches(photos, config.data, CPU, 20, 20)):
-            loss = torch.nn.functional.cross_entropy(model(batch.images), batch.labels)
+            loss = torch.nn.functional.cross_entropy(model(batch.images), batch.targets)
             assert loss.item() == pytest.approx(gpu[step], rel=0.02)
             loss.backward()
             optimizer.step()

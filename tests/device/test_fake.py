@@ -30,7 +30,7 @@ from models.build import build, known_names
 from models.dense import Dense
 from pipeline import engine, optim
 from pipeline.config import Config, Data, parse
-from pipeline.data.loader import Batch, Rendered, _labelled
+from pipeline.data.loader import Batch, Rendered, _upload
 from pipeline.data.rendering import Rendering
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.evaluate import Contender, evaluate
@@ -184,7 +184,12 @@ class PlainEngine:
 def batches() -> Iterator[Batch]:
     while True:
         images = torch.empty(ROWS, PX, PX, 3, device=CUDA).permute(0, 3, 1, 2)
-        yield Batch(images, torch.empty(ROWS, dtype=torch.int64, device=CUDA), np.arange(ROWS))
+        yield Batch(
+            images,
+            torch.empty(ROWS, dtype=torch.int64, device=CUDA),
+            torch.ones(ROWS, dtype=torch.bool, device=CUDA),
+            np.arange(ROWS),
+        )
 
 
 @contextmanager
@@ -270,7 +275,7 @@ def table_of(contenders: list[Contender], views: list[str], rows: int, bf16: boo
         sizes = [rendering.sizes(*sides.T).tolist() for rendering in renderings]
         for some in ids:
             images = [[torch.empty(*size, 3, dtype=torch.uint8, device=CUDA) for size in of_one] for of_one in sizes]
-            yield Rendered(images, torch.empty(rows, dtype=torch.int64, device=CUDA), some)
+            yield Rendered(images, torch.ones(rows, dtype=torch.bool, device=CUDA), some)
 
     patch.setattr(evaluation, "eval_batches", eval_batches)
     patch.setattr(Table, "reduced", lambda table: table)
@@ -313,11 +318,8 @@ def test_every_kind_of_view_stays_on_the_gpu_and_reads_nothing_back(views, real,
     assert (table.rows.device, tuple(table.rows.shape)) == (CUDA, (9, 3 + 17 * len(views)))
 
 
-def test_labels_are_uploaded_without_waiting(guard):
-    asked: Any = SimpleNamespace(labels=np.arange(ROWS), ids=np.arange(ROWS))
-    decoded = ((asked, images) for images in torch.empty(2, ROWS, PX, PX, 3, device=CUDA))
-    source: Any = SimpleNamespace(close=lambda: None)
-    assert [labels.device for _, labels, _ in _labelled(decoded, source, CUDA)] == [CUDA] * 2
+def test_targets_are_uploaded_without_waiting(guard):
+    assert [_upload(column, CUDA).device for column in (np.arange(ROWS), np.arange(ROWS) > 3)] == [CUDA] * 2
     assert guard.uploads == [True] * 2
 
 

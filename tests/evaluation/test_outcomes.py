@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pipeline.evaluation.interval import wilson
 from pipeline.evaluation.outcomes import NO_CLASS, Table
-from pipeline.metrics import wilson
 
 CPU = torch.device("cpu")
 

@@ -33,7 +33,7 @@ TESTS = {
     "pipeline/rng.py": ("tests/test_rng.py", "tests/data/test_windows.py"),
     "pipeline/schedule.py": ("tests/test_schedule.py",),
     "pipeline/optim.py": ("tests/test_optim.py",),
-    "pipeline/metrics.py": ("tests/test_metrics.py",),
+    "pipeline/tasks/classification.py": ("tests/tasks/test_classification.py", "tests/test_engine.py"),
     "pipeline/checkpoint.py": ("tests/test_checkpoint.py", "tests/distributed/test_stored_runs.py"),
     "pipeline/data/quarantine.py": ("tests/data/test_quarantine.py",),
 }

@@ -283,7 +283,7 @@ class _Safe:
 
 def _wanted(request: Request) -> np.ndarray:
     """Rows that are no stand-ins: bool [n]."""
-    return (request.labels >= 0) | (request.ids < 0)
+    return request.valid | (request.ids < 0)
 
 
 def _lacks_memory(text: str) -> bool:

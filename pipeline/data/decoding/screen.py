@@ -54,7 +54,7 @@ class Screen:
         sizes = self._sizes[ids]
         for row in np.flatnonzero(sizes[:, 0] == UNKNOWN).tolist():
             sizes[row] = self._look(request.images[row])
-            if request.labels[row] >= 0:  # others may be stand-ins
+            if request.valid[row]:  # others may be stand-ins
                 self._sizes[ids[row]] = sizes[row]
         return sizes
 

@@ -20,7 +20,12 @@ def batch_on(device: torch.device, rows: int) -> Batch:
     source = torch.Generator().manual_seed(SEED)
     images = torch.randn(rows, 3, CROP_PX, CROP_PX, generator=source).to(device)
     labels = torch.randint(0, NUM_CLASSES, (rows,), generator=source).to(device)
-    return Batch(images.contiguous(memory_format=torch.channels_last), labels, np.arange(rows))
+    return Batch(
+        images.contiguous(memory_format=torch.channels_last),
+        labels,
+        torch.ones_like(labels, dtype=torch.bool),
+        np.arange(rows),
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def request(images, boxes, flip=None, colour=None) -> Request:
     flip = np.zeros(n, bool) if flip is None else np.array(flip)
     colour = np.zeros((n, 3), np.float32) if colour is None else np.array(colour, np.float32)
     encoded = [np.frombuffer(image, np.uint8) for image in images]
-    return Request(np.arange(n), np.arange(n) % 5, encoded, Windows(top, left, height, width, flip, colour))
+    return Request(
+        np.arange(n), np.arange(n) % 5, np.ones(n, bool), encoded, Windows(top, left, height, width, flip, colour)
+    )
 
 
 def raw_request(images, boxes, **options) -> Request:
@@ -258,7 +260,7 @@ def test_a_broken_image_costs_its_row_alone(broken, where):
     assert [ids for ids, _ in found] == [[71]]
     assert all(reason for _, (reason,) in found)
     for n, (asked, images) in enumerate(pairs):
-        assert asked.labels.tolist() == ([0, -1] if n == where else [0, 1])
+        assert asked.valid.tolist() == [True, n != where]
         assert torch.equal(images[0], whole[n][0])
         assert torch.equal(images[1], whole[n][1]) == (n != where)
     assert (pairs[where][1][1] == 118).all()
@@ -269,7 +271,7 @@ def test_a_batch_of_broken_images_and_the_next_too():
     found = []
     pairs = list(run_pairs(bad, bad, on_bad=lambda ids, reasons: found.extend(ids.tolist())))
     assert found == [0, 1, 0, 1]
-    assert all((asked.labels == -1).all() for asked, _ in pairs)
+    assert all(not asked.valid.any() for asked, _ in pairs)
 
 
 def test_what_on_bad_raises_ends_it():

@@ -187,7 +187,7 @@ def test_a_broken_image_costs_its_row_alone(broken):
     torn = [asked[0], replace(asked[1], ids=np.array([70, 71]), images=[asked[1].images[0], image])]
     (whole, _), (gpu, _) = both(asked), both(torn, bad=bad)
     assert found[:1] == [[71]]
-    assert [done.labels.tolist() for done, _ in gpu] == [[0, 1], [0, -1]]
+    assert [done.valid.tolist() for done, _ in gpu] == [[True, True], [True, False]]
     assert torch.equal(gpu[0][1], whole[0][1])
     assert torch.equal(gpu[1][1][0], whole[1][1][0])
     assert (gpu[1][1][1] == 118).all()
@@ -240,7 +240,7 @@ def test_torn_photos_are_lost_though_the_decoder_forgives_them(name, work, forgi
     whole, _, _ = verdicts([JPEG, JPEG, SOUND["PNG"]], boxes, work=work)
     assert lost == [[1]] * 4
     for (request_gpu, images), (request_cpu, _), (_, sound) in zip(gpu, cpu, whole, strict=True):
-        assert request_gpu.labels.tolist() == request_cpu.labels.tolist() == [0, -1, 2]
+        assert request_gpu.valid.tolist() == request_cpu.valid.tolist() == [True, False, True]
         got, expected = (images, sound) if work is decode else (images[0], sound[0])
         for row in (0, 2):
             assert torch.equal(got[row], expected[row])
@@ -252,7 +252,7 @@ def test_this_decoder_forgives(forgiving, monkeypatch):
     monkeypatch.setattr(Screen, "suspects", lambda self, asked: np.zeros(len(asked.ids), bool))
     for torn in TORN.values():
         ((done, _),), _ = both([request([JPEG, torn], [(0, 0, 300, 400)] * 2)], bad=Told(lambda ids, reasons: None))
-        assert done.labels.tolist() == [0, 1]
+        assert done.valid.all()
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -263,7 +263,7 @@ def test_a_torn_photo_is_kept_where_its_window_lies_above_the_tear(whole, forgiv
     gpu, cpu, lost = verdicts([torn, torn, JPEG], boxes, whole=whole)
     assert lost == [[0, 1] if whole else [1]] * 4
     for (request_gpu, got), (request_cpu, expected) in zip(gpu, cpu, strict=True):
-        assert request_gpu.labels.tolist() == request_cpu.labels.tolist() == [-1 if whole else 0, -1, 2]
+        assert request_gpu.valid.tolist() == request_cpu.valid.tolist() == [not whole, False, True]
         require(got - expected, PHOTOS)
         if not whole:
             assert torch.equal(got[0], got[2])

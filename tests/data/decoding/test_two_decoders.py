@@ -101,7 +101,7 @@ def test_what_dali_refuses_is_tried_by_itself_from_then_on(name):
     runs = list(dali._run(iter(asked), build, dali._feed_windows, Decoder(False), 1, 1, Told(refuse), screen))
     assert len(runs) == 3
     for done, (windows,) in runs:
-        assert done.labels.tolist() == [0, 1]
+        assert done.valid.all()
         assert np.array_equal(np.asarray(windows[1]), ZOO[name].right)
     assert len(graphs) == 2  # the first broke
 

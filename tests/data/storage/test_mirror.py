@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import parse
 from pipeline.data import index, quarantine
@@ -83,7 +84,7 @@ def test_batches_over_http_equal_local_ones_and_each_shard_comes_once(photos, st
         )
         for step, batch in enumerate(batches):
             assert batch.ids.tolist() == expected[step][0][rank * 6 : rank * 6 + 6]
-            assert batch.labels.tolist() == expected[step][1][rank * 6 : rank * 6 + 6]
+            assert torch.where(batch.valid, batch.targets, -1).tolist() == expected[step][1][rank * 6 : rank * 6 + 6]
     assert [store.gets[f"set/shard-{number:06d}.tar"] for number in range(3)] == [1, 1, 1]
     assert not list((tmp_path / "cache").rglob("*.part"))
 
@@ -124,7 +125,7 @@ def test_what_a_disk_damages_while_a_job_runs_is_fetched_again(make_set, store, 
     how: dict = {"place": Place(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "first_step": 0, "last_step": 12}
     for step, batch in enumerate(train_batches(loaded, data, order, 7, **how, run=run)):
         assert batch.ids.tolist() == expected[step][0]
-        assert batch.labels.tolist() == expected[step][1]
+        assert torch.where(batch.valid, batch.targets, -1).tolist() == expected[step][1]
         sums = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images]
         assert sums == expected[step][2]
         if step == 1:
@@ -146,7 +147,7 @@ def test_an_image_that_is_stored_torn_costs_its_row_and_one_comparison(make_set,
     order = order_of(loaded, data, 12, seed=7)
     how: dict = {"place": Place(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "first_step": 0, "last_step": 4}
     for batch in train_batches(loaded, data, order, 7, **how):
-        seen += batch.ids[batch.labels.numpy() < 0].tolist()
+        seen += batch.ids[~batch.valid.numpy()].tolist()
     assert seen == [3, 3]
     assert store.gets["set/shard-000000.tar"] == 1
     [line] = (loaded.folder / "quarantine.tsv").read_text().splitlines()[1:]
