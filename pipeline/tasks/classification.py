@@ -50,7 +50,7 @@ class Classification:
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Cross-entropy."""
-        labels = _ignoring(targets, ~valid)
+        labels = _known(targets, valid)
         smoothing = self.label_smoothing
         summed = F.cross_entropy(outputs, labels, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
         return summed / len(labels)
@@ -61,7 +61,7 @@ class Classification:
         With five classes and fewer correct@5 is NaN: the label is always among them. A row that holds NaN is wrong: NaN
         sorts first and would otherwise be right by chance.
         """
-        log_probabilities, labels = outputs.log_softmax(dim=1), _ignoring(targets, ~valid)
+        log_probabilities, labels = outputs.log_softmax(dim=1), _known(targets, valid)
         num_classes = log_probabilities.shape[1]
         top = log_probabilities.topk(min(TOP, num_classes), dim=1).indices
         hits = (top == labels[:, None]) & ~log_probabilities.isnan().any(dim=1, keepdim=True)
@@ -73,6 +73,15 @@ class Classification:
 
     def scores(self, counts: torch.Tensor) -> dict[str, float]:
         return score(counts).as_dict()
+
+
+def _known(labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """A mask that indexes would make a GPU wait, and another reduction than ignore_index would round otherwise."""
+    return torch.where(valid, labels, IGNORED)
+
+
+def scores(self, counts: torch.Tensor) -> dict[str, float]:
+    return score(counts).as_dict()
 
 
 def _ignoring(labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
