@@ -102,7 +102,7 @@ def _score(found, outputs, index, finish) -> None:
     from pipeline import agreement
     from pipeline.data import quarantine
     from pipeline.engine import uses_bf16
-    from pipeline.evaluation.evaluate import Contender, evaluate
+    from pipeline.evaluation.evaluate import ScoredModel, evaluate
     from pipeline.runtime import start
     from pipeline.versions import versions
     from pipeline.whereabouts import EVALUATE, Whereabouts
@@ -112,10 +112,10 @@ def _score(found, outputs, index, finish) -> None:
         agreement.require(agreement.of_scoring(found, index, runtime), runtime)
         here = Whereabouts(found[0].run or Path(), stall_s=0)  # a batch of many crops may take long on a CPU
         bf16 = uses_bf16(config, runtime.on_gpu)
-        contenders = []
+        scored_models = []
         for one in found:
             one.network.to(runtime.device).to(memory_format=torch.channels_last).eval()
-            contenders.append(Contender(one.network, one.config.data, one.config.evaluation.corners))
+            scored_models.append(ScoredModel(one.network, one.config.data, one.config.evaluation.corners))
         left_out = quarantine.left_out(index)  # before this evaluation adds to it
         for line in left_out.lines() if runtime.is_main else ():
             print(line, file=sys.stderr)
@@ -128,7 +128,7 @@ def _score(found, outputs, index, finish) -> None:
                 progress(done)
 
             outcomes = evaluate(
-                contenders,
+                scored_models,
                 index,
                 config.data,
                 config.evaluation.views,

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.wording import counted
 
 if TYPE_CHECKING:
-    from pipeline.preflight import Flight
+    from pipeline.run_plan import RunPlan
 
 
 def main() -> None:
@@ -39,65 +39,65 @@ def main() -> None:
     config = load(words.config, words.overrides, tell=print if place().rank == 0 else lambda line: None)
 
     from pipeline.data.plausible import doubts
-    from pipeline.preflight import prepare
+    from pipeline.run_plan import prepare
 
     world = words.processes or place().world
-    flight = prepare(config, world, verify=place().local_rank == 0)
+    plan = prepare(config, world, verify=place().local_rank == 0)
     if words.check:
-        _try(config, flight)
+        _try(config, plan)
         micro_batch, micro_steps = config.train.split(world)
-        step = flight.progress.step
-        for doubt in doubts(flight.index, *([flight.validation] if flight.validation else [])):
+        step = plan.progress.step
+        for doubt in doubts(plan.index, *([plan.validation] if plan.validation else [])):
             print(f"warning: {doubt}")
         print(
-            f"{flight.run}: {config.model.name} on {counted(flight.index.num_samples, 'image')} of "
-            f"{counted(len(flight.index.classes), 'class', 'classes')}, "
+            f"{plan.run}: {config.model.name} on {counted(plan.index.num_samples, 'image')} of "
+            f"{counted(len(plan.index.classes), 'class', 'classes')}, "
             f"{world} x {micro_batch} images x {micro_steps} a step, "
             + (f"going on after step {step}" if step else "from the start")
         )
         return
 
     from pipeline import agreement
-    from pipeline.train import alone_in, length_of, order_of, train
+    from pipeline.train import length_of, lock_run, order_of, train
     from pipeline.whereabouts import START, Whereabouts
 
-    here = Whereabouts(flight.run, 60 * config.train.stall_minutes)
-    here.note(START, flight.progress.step)
+    here = Whereabouts(plan.run, 60 * config.train.stall_minutes)
+    here.note(START, plan.progress.step)
     with start() as runtime:
-        hosts = agreement.require(agreement.of_training(config, flight, runtime), runtime)
-        total = length_of(config, order_of(flight.index, config.data, config.train.global_batch, config.seed)).total
-        if flight.progress.step >= total:
+        hosts = agreement.require(agreement.of_training(config, plan, runtime), runtime)
+        total = length_of(config, order_of(plan.index, config.data, config.train.global_batch, config.seed)).total
+        if plan.progress.step >= total:
             if runtime.is_main:
-                print(_finished(flight, total))
+                print(_finished(plan, total))
             return
         if runtime.is_main and runtime.world > runtime.local_world:
             print(f"machines: {hosts}")  # speed/slowest_rank is one of these ranks
-        with alone_in(flight, runtime):
-            stopped_by = train(config, flight, runtime, here)
+        with lock_run(plan, runtime):
+            stopped_by = train(config, plan, runtime, here)
     if stopped_by:
         raise Stopped(stopped_by)
 
 
-def _finished(flight: "Flight", total: int) -> str:
-    other = [] if flight.validation else ["--data", "PACKED_SET"]
+def _finished(plan: "RunPlan", total: int) -> str:
+    other = [] if plan.validation else ["--data", "PACKED_SET"]
     return (
-        f"{flight.run} is finished: step {flight.progress.step} of {total}. Train longer with train.epochs=..., anew "
-        f"with run=..., or score it with: {hints.command('launch.evaluate', flight.run, *other)}"
+        f"{plan.run} is finished: step {plan.progress.step} of {total}. Train longer with train.epochs=..., anew "
+        f"with run=..., or score it with: {hints.command('launch.evaluate', plan.run, *other)}"
     )
 
 
-def _try(config: Config, flight: "Flight") -> None:
+def _try(config: Config, plan: "RunPlan") -> None:
     """What only torch can tell, and only some configs ask: a GPU to decode on, weights that fit."""
     if config.data.decoder == "gpu":
         from pipeline.data.loader import decodes_on_gpu
         from pipeline.runtime import has_gpu
 
         decodes_on_gpu(config.data, "cuda" if has_gpu() else "cpu")
-    if not flight.checkpoint:
+    if not plan.checkpoint:
         from pipeline import network
-        from pipeline.preflight import num_classes
+        from pipeline.run_plan import num_classes
 
-        network.try_start(config.model, config.data, num_classes(config, flight.progress))
+        network.try_start(config.model, config.data, num_classes(config, plan.progress))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pipeline.versions import versions
 
 if TYPE_CHECKING:
     from pipeline.evaluation.classifier import Classifier
-    from pipeline.preflight import Flight
+    from pipeline.run_plan import RunPlan
 
 ROOT = Path(__file__).parents[1]
 PATHS = ("run", "data.train", "data.validation", "data.cache")  # a machine may have its own: what is there is compared
@@ -34,12 +34,12 @@ MOST_HOSTS = 3  # that a message names
 Facts = dict[str, Any]
 
 
-def of_training(config: Config, flight: "Flight", runtime: Runtime) -> Facts:
+def of_training(config: Config, plan: "RunPlan", runtime: Runtime) -> Facts:
     """What must be the same on all ranks that train, by the names that a message uses."""
     return _of_any(config, runtime) | {
-        "data.train (fingerprint)": flight.index.fingerprint,
-        "data.validation (fingerprint)": flight.validation and flight.validation.fingerprint,
-        "steps done, as the run folder says": flight.progress.step,
+        "data.train (fingerprint)": plan.index.fingerprint,
+        "data.validation (fingerprint)": plan.validation and plan.validation.fingerprint,
+        "steps done, as the run folder says": plan.progress.step,
     }
 
 

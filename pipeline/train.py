@@ -24,12 +24,12 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, decodes_on_gpu, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import Contender, evaluate, require_views
+from pipeline.evaluation.evaluate import ScoredModel, evaluate, require_views
 from pipeline.journal import Journal, open_journal
 from pipeline.locks import only_job
 from pipeline.meter import Meter
-from pipeline.preflight import Flight, num_classes
 from pipeline.refusal import shared_refusal
+from pipeline.run_plan import RunPlan, num_classes
 from pipeline.runtime import Runtime, StopRequest, seed_everything
 from pipeline.schedule import learning_rate
 from pipeline.stopwatch import Stopwatch
@@ -57,14 +57,14 @@ def length_of(config: Config, order: Order) -> Length:
     )
 
 
-def train(config: Config, flight: Flight, runtime: Runtime, here: Whereabouts) -> signal.Signals | None:
-    """Train from where the flight stands to the end of the config, or until a signal reaches any rank. Returns that
+def train(config: Config, plan: RunPlan, runtime: Runtime, here: Whereabouts) -> signal.Signals | None:
+    """Train from where the plan stands to the end of the config, or until a signal reaches any rank. Returns that
     signal, None at the end. Called by all ranks together. Raises UserError for what a person must mend first."""
-    run, index, progress = flight.run, flight.index, flight.progress
+    run, index, progress = plan.run, plan.index, plan.progress
     decodes_on_gpu(config.data, runtime.device.type)  # refuses a GPU that is not there
     order = order_of(index, config.data, config.train.global_batch, config.seed)
     length = length_of(config, order)
-    stepper = _stepper(config, flight, runtime)
+    stepper = _stepper(config, plan, runtime)
     with shared_refusal(runtime):
         if runtime.is_main:
             run.mkdir(parents=True, exist_ok=True)
@@ -86,9 +86,9 @@ def train(config: Config, flight: Flight, runtime: Runtime, here: Whereabouts) -
         writer = checkpoint.Writer(run, runtime, config.train.keep_checkpoints)
         opened.callback(writer.join)
         progress.wandb_id = journal.wandb_id
-        if flight.checkpoint:
-            journal.tell(f"going on after step {progress.step} of {length.total}, from {flight.checkpoint}")
-        for change in flight.changes:
+        if plan.checkpoint:
+            journal.tell(f"going on after step {progress.step} of {length.total}, from {plan.checkpoint}")
+        for change in plan.changes:
             journal.tell(f"changed since then: {change}")
         batches = train_batches(
             index,
@@ -103,40 +103,40 @@ def train(config: Config, flight: Flight, runtime: Runtime, here: Whereabouts) -
             run=run,
             too_many_bad=stop.refuse,
         )
-        stopped_by = _loop(config, flight, length, stepper, batches, runtime, journal, stop, here, writer)
+        stopped_by = _loop(config, plan, length, stepper, batches, runtime, journal, stop, here, writer)
         stepper.close()
     stop.close()
     return stopped_by
 
 
 @contextmanager
-def alone_in(flight: Flight, runtime: Runtime) -> Iterator[None]:
+def lock_run(plan: RunPlan, runtime: Runtime) -> Iterator[None]:
     """Hold the run folder against a second job, which would overwrite its checkpoints. UserError if one is on, or was
-    since the flight was prepared. Called by all ranks together."""
+    since the plan was prepared. Called by all ranks together."""
     with ExitStack() as opened:
         with shared_refusal(runtime):
             if runtime.is_main:
-                with disk.room(flight.run, 0, disk.GO_ON):
-                    flight.run.mkdir(parents=True, exist_ok=True)
-                    opened.enter_context(only_job(flight.run))
-                _begin(flight)
-        require_one_folder(flight.run, runtime)
+                with disk.room(plan.run, 0, disk.GO_ON):
+                    plan.run.mkdir(parents=True, exist_ok=True)
+                    opened.enter_context(only_job(plan.run))
+                _begin(plan)
+        require_one_folder(plan.run, runtime)
         yield
 
 
-def _begin(flight: Flight) -> None:
-    if checkpoint.latest(flight.run) != flight.checkpoint:
-        raise UserError(f"another job has trained in {flight.run} meanwhile. Start the same command again")
-    begun = quarantine.begin(flight.run, flight.index)
-    flight.progress.quarantine_fingerprint = begun.fingerprint
-    scored = quarantine.left_out(flight.validation).lines() if flight.validation else []
+def _begin(plan: RunPlan) -> None:
+    if checkpoint.latest(plan.run) != plan.checkpoint:
+        raise UserError(f"another job has trained in {plan.run} meanwhile. Start the same command again")
+    begun = quarantine.begin(plan.run, plan.index)
+    plan.progress.quarantine_fingerprint = begun.fingerprint
+    scored = quarantine.left_out(plan.validation).lines() if plan.validation else []
     for line in begun.lines() + scored:
         print(line, flush=True)
 
 
 def _loop(
     config: Config,
-    flight: Flight,
+    plan: RunPlan,
     length: Length,
     stepper: engine.Stepper,
     batches: Iterator[Batch],
@@ -147,7 +147,7 @@ def _loop(
     writer: checkpoint.Writer,
 ) -> signal.Signals | None:
     """Returns the signal that ended it early."""
-    progress = flight.progress
+    progress = plan.progress
     meter = Meter(config, runtime, stepper, journal)
     every_s, saved_s = 60 * (config.train.checkpoint_every_minutes or 0), time.monotonic()
     for step in range(progress.step, length.total):
@@ -176,8 +176,8 @@ def _loop(
         if done % config.train.log_every_steps == 0 or evaluating or saving:
             with shared_refusal(runtime):
                 meter.log(done, progress.epoch, lr)  # refuses a diverged loss before good checkpoints go for it
-        if flight.validation is not None and evaluating:
-            _evaluate(config, stepper, flight.validation, runtime, progress, journal, here)
+        if plan.validation is not None and evaluating:
+            _evaluate(config, stepper, plan.validation, runtime, progress, journal, here)
         if saving or progress.best_step == done:
             here.note(SAVE, done)
             folder, saved_s = writer.save(stepper.engine, progress), time.monotonic()
@@ -195,9 +195,9 @@ def _loop(
             return stop.signal
         meter.skip_time()
     best = f", the best of step {progress.best_step} (--best)" if progress.best_step else ""
-    where = [] if flight.validation else ["--data", "PACKED_SET"]
-    journal.tell(f"done: {flight.run}, the last checkpoint of step {length.total}{best}")
-    journal.tell(f"score it with: {hints.command('launch.evaluate', flight.run, *where)}")
+    where = [] if plan.validation else ["--data", "PACKED_SET"]
+    journal.tell(f"done: {plan.run}, the last checkpoint of step {length.total}{best}")
+    journal.tell(f"score it with: {hints.command('launch.evaluate', plan.run, *where)}")
     return None
 
 
@@ -237,7 +237,7 @@ def _evaluate(
     model.eval()
     with torch.compiler.set_stance("force_eager"):  # train.compile is for training: other sizes would compile anew
         scores = evaluate(
-            [Contender(model, config.data, config.evaluation.corners)],
+            [ScoredModel(model, config.data, config.evaluation.corners)],
             validation,
             config.data,
             config.evaluation.views,
@@ -258,25 +258,25 @@ def _evaluate(
         journal.log(point)
 
 
-def _stepper(config: Config, flight: Flight, runtime: Runtime) -> engine.Stepper:
+def _stepper(config: Config, plan: RunPlan, runtime: Runtime) -> engine.Stepper:
     """The engine with the weights that the run stands at: fresh ones, the config's, fresh ones upon a shallower
     network's, or the checkpoint's."""
     seed_everything(config.seed)
-    classes = num_classes(config, flight.progress)
-    if flight.checkpoint:
-        model = network.from_checkpoint(flight.checkpoint, config.model, config.data, classes)
+    classes = num_classes(config, plan.progress)
+    if plan.checkpoint:
+        model = network.from_checkpoint(plan.checkpoint, config.model, config.data, classes)
     else:
         model = network.build(config.model, config.data, classes)
         if config.model.weights:
             network.start_from(model, config.model)
         if config.model.grow_from:
             network.grow(model, config.model)
-    require_views(model.eval(), config.data, config.evaluation.views if flight.validation else ())
+    require_views(model.eval(), config.data, config.evaluation.views if plan.validation else ())
     model.to(runtime.device).train()
     built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
-    if flight.checkpoint:
+    if plan.checkpoint:
         try:
-            optimizer_state.restore(built, checkpoint.read_optimizer(flight.checkpoint))
+            optimizer_state.restore(built, checkpoint.read_optimizer(plan.checkpoint))
         except ValueError as error:
-            raise UserError(f"{flight.checkpoint}: {error}") from None
+            raise UserError(f"{plan.checkpoint}: {error}") from None
     return engine.Stepper(built, config, runtime)

@@ -8,8 +8,8 @@ import torch
 from pipeline import checkpoint, meter, train
 from pipeline import journal as keys
 from pipeline.config import parse
-from pipeline.preflight import prepare
-from pipeline.train import alone_in
+from pipeline.run_plan import prepare
+from pipeline.train import lock_run
 from pipeline.whereabouts import Whereabouts
 
 
@@ -85,9 +85,9 @@ def test_evaluations_and_checkpoints_are_not_training(alone, photos, held_out, t
         },
         "test",
     )
-    flight = prepare(config, 1)
-    with alone_in(flight, alone):
-        train.train(config, flight, alone, Whereabouts(flight.run, 0))
+    plan = prepare(config, 1)
+    with lock_run(plan, alone):
+        train.train(config, plan, alone, Whereabouts(plan.run, 0))
     import json
 
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

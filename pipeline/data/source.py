@@ -14,7 +14,7 @@ from pipeline.data.index import Index
 from pipeline.data.quarantine import BadImages, Refuse, refuse
 from pipeline.data.request import Request, shown
 from pipeline.data.storage.cache import Cache
-from pipeline.data.storage.prefetch import Ahead
+from pipeline.data.storage.prefetch import Prefetcher
 from pipeline.data.storage.reader import Reader
 from pipeline.data.windows import Windows
 
@@ -40,7 +40,7 @@ class Source:
         cache = Cache(data.cache.expanduser(), int(data.cache_gb * 1e9)) if index.is_remote else None
         self.reader = Reader(index, cache)
         self.bad = BadImages(index, data.max_bad_images, run, too_many_bad, self.reader)
-        self.ahead = Ahead(cache, self._remote, self._shards, steps.start, steps.stop) if cache else None
+        self.ahead = Prefetcher(cache, self._remote, self._shards, steps.start, steps.stop) if cache else None
 
     def _remote(self, shard: int) -> tuple[str, int, str]:
         facts = self.index.shards[shard]

@@ -20,7 +20,7 @@ from pipeline.data.index import Index
 from pipeline.data.loader import eval_batches
 from pipeline.data.rendering import Rendering
 from pipeline.errors import UserError
-from pipeline.evaluation.outcomes import Outcomes, Table
+from pipeline.evaluation.outcomes import Accumulator, Outcomes
 from pipeline.runtime import Runtime
 from pipeline.views import Look, corner, looks, parse
 
@@ -30,7 +30,7 @@ WHOLE_ON_GPU = 16  # whole images of one size, and their mirror images
 
 
 @dataclass(frozen=True)
-class Contender:
+class ScoredModel:
     """A network on the device, in evaluation mode, and how its images are prepared: crop_px, resize_px, interpolation,
     antialias, mean and std of `data`; `corners` as in `views.corner`."""
 
@@ -41,7 +41,7 @@ class Contender:
 
 @torch.inference_mode()
 def evaluate(
-    contenders: Sequence[Contender],
+    scored_models: Sequence[ScoredModel],
     index: Index,
     data: Data,
     views: Sequence[str],
@@ -52,17 +52,17 @@ def evaluate(
     bf16: bool,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Outcomes:
-    """What became of every image in each view, the same on all ranks; with several contenders, of their average.
+    """What became of every image in each view, the same on all ranks; with several scored_models, of their average.
 
     `data` says how images are read. `labels` int64 [N] are the network's outputs, by default the index's labels.
     `progress` is told how many images are done. All views share one pass, in which each image is decoded once and each
     crop scored once. Called by all ranks together. Raises RuntimeError if an image was left out or counted twice,
     UserError for a dense view of a network that has no dense form.
     """
-    scorers = [_Scorer(one, views, runtime.device, bf16) for one in contenders]
+    scorers = [_Scorer(one, views, runtime.device, bf16) for one in scored_models]
     renderings = sorted({rendering for scorer in scorers for rendering in scorer.renderings})
     labels = index.label.astype(np.int64) if labels is None else labels
-    table, done = Table(labels, list(views), runtime.device), 0
+    table, done = Accumulator(labels, list(views), runtime.device), 0
     for batch in eval_batches(index, data, renderings, place=runtime, device=runtime.device, micro_batch=micro_batch):
         progress(min(done, len(labels)))
         done += len(batch.ids) * runtime.world
@@ -91,12 +91,12 @@ def require_views(network: nn.Module, data: Data, views: Sequence[str]) -> Dense
 
 
 class _Scorer:
-    """One contender, and what its views look at."""
+    """One scored_model, and what its views look at."""
 
-    def __init__(self, contender: Contender, views: Sequence[str], device: torch.device, bf16: bool):
-        data = contender.data
-        self.network, self.device, self.bf16, self.crop_px = contender.network, device, bf16, data.crop_px
-        self.corners = contender.corners
+    def __init__(self, scored_model: ScoredModel, views: Sequence[str], device: torch.device, bf16: bool):
+        data = scored_model.data
+        self.network, self.device, self.bf16, self.crop_px = scored_model.network, device, bf16, data.crop_px
+        self.corners = scored_model.corners
         self.views = [looks(view, data.scales()) for view in views]
         wanted = dict.fromkeys(look for view in self.views for look, _ in view)
         self.crops = sorted((look for look in wanted if look.place != "dense"), key=lambda look: look.mirrored)
@@ -106,7 +106,7 @@ class _Scorer:
         self.renderings = list(self.rendering.values())
         mean, std = 255 * torch.tensor(data.mean), 255 * torch.tensor(data.std)
         self.scale, self.offset = (1 / std).to(device), (-mean / std).to(device)
-        self.dense = require_views(contender.network, data, views)
+        self.dense = require_views(scored_model.network, data, views)
 
     def probabilities(self, images: dict[Rendering, list[torch.Tensor]]) -> list[torch.Tensor]:
         """Float64 [n, classes] of each view."""

@@ -56,7 +56,7 @@ class Outcomes:
         return found
 
 
-class Table:
+class Accumulator:
     """This rank's part, an int32 row an image on the device; floats are kept as their bits, which add to zeros
     exactly."""
 

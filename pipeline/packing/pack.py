@@ -22,7 +22,7 @@ from pipeline.data import index, plausible
 from pipeline.data.layout import numbers
 from pipeline.disk import PACK_ON, cannot_write, is_full, room
 from pipeline.errors import UserError
-from pipeline.packing import draft, sets, sources
+from pipeline.packing import sets, sources, staging
 from pipeline.packing.labels import check_labels
 from pipeline.packing.listing import CLASS_FOLDERS, CLASS_TARS, SHARDS, SPLIT_FOLDERS, Found
 from pipeline.packing.options import QUALITY, SHARD_IMAGES, Options
@@ -75,7 +75,7 @@ def pack(
         "options": _recorded(options, classes),
         "fingerprint": found.fingerprint,
     }
-    packed = draft.already_packed(target, request)
+    packed = staging.already_packed(target, request)
     if packed:
         for name in packed["sets"]:
             index.load(out / name)  # which tells if a shard has changed since
@@ -88,11 +88,11 @@ def pack(
         contents = sets.arrange(found, classes, options.val_labels, options.holdout or 0.0, options.seed)
         classes = contents.classes
     num_files = sum(len(files) for files in found.files.values())
-    with room(draft.place(target), INDEX_BYTES * num_files, PACK_ON), draft.draft(target, request, say) as part:
+    with room(staging.place(target), INDEX_BYTES * num_files, PACK_ON), staging.staged(target, request, say) as part:
         jobs = _pack_jobs(found, contents, options, part) if contents else _scan_jobs(found, classes, options, part)
         _run(part, [job for of_set in jobs.values() for job in of_set], workers, say, meter)
         summary = request | _finish(part, target, found, classes, jobs, options)
-        draft.publish(part, target, summary)
+        staging.publish(part, target, summary)
     return summary | {"doubts": _doubts(out, summary)}
 
 
@@ -141,7 +141,7 @@ def _pack_jobs(found: Found, contents: sets.Sets, options: Options, part: Path) 
             PackJob(
                 root=found.root,
                 tar=part / name / f"shard-{number:06d}.tar",
-                record=part / draft.RECORDS / f"{name}-{number:06d}.json",
+                record=part / staging.RECORDS / f"{name}-{number:06d}.json",
                 members=keyed[start : start + per_shard],
                 statistics=name == "train",
                 short_side=options.short_side,
@@ -154,7 +154,7 @@ def _pack_jobs(found: Found, contents: sets.Sets, options: Options, part: Path) 
 
 
 def _scan_jobs(found: Found, classes: list[str] | None, options: Options, part: Path) -> dict[str, list[Job]]:
-    records = part / draft.RECORDS
+    records = part / staging.RECORDS
     jobs: dict[str, list[Job]] = {}
     for name, files in found.files.items():
         jobs[name] = []
@@ -218,10 +218,10 @@ def _finish(
     rejected = sorted((file, reason) for record in every for file, reason in record.rejected)
     converted: Counter[str] = sum((Counter(record.converted) for record in every), Counter())
     text = "".join(f"{_one_line(file)}\t{reason}\n" for file, reason in [("path", "reason"), *rejected])
-    (part / draft.REJECTED).write_text(text, encoding="utf-8", errors="backslashreplace")
+    (part / staging.REJECTED).write_text(text, encoding="utf-8", errors="backslashreplace")
     for name, rows in records.items():
         if not any(record.shard.num_samples for record in rows):
-            raise UserError(f"the set '{name}' has no image left. {part / draft.REJECTED} says why. Mend its files")
+            raise UserError(f"the set '{name}' has no image left. {part / staging.REJECTED} says why. Mend its files")
     shards = {name: [(record.shard, record.columns) for record in rows] for name, rows in records.items()}
     if found.kind == SHARDS:
         classes = check_labels(found, shards, classes)

@@ -19,7 +19,7 @@ from pipeline.config import Config, parse
 from pipeline.data.index import COLUMNS, Index, load
 from pipeline.data.loader import eval_batches
 from pipeline.data.rendering import Rendering
-from pipeline.evaluation.evaluate import ROWS_ON_CPU, ROWS_ON_GPU, Contender, evaluate
+from pipeline.evaluation.evaluate import ROWS_ON_CPU, ROWS_ON_GPU, ScoredModel, evaluate
 from pipeline.runtime import Runtime, start
 from pipeline.views import looks
 from tests.benchmarks.asked import require_count, require_network
@@ -116,7 +116,7 @@ def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runti
 
     def ours() -> object:
         how: dict[str, Any] = {"runtime": runtime, "micro_batch": micro_batch, "bf16": bf16}
-        return evaluate([Contender(network, data, "square")], index, data, [view], **how)
+        return evaluate([ScoredModel(network, data, "square")], index, data, [view], **how)
 
     rows = ROWS_ON_GPU if runtime.on_gpu else ROWS_ON_CPU
     crops = torch.rand(rows, 3, data.crop_px, data.crop_px, device=runtime.device)

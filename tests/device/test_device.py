@@ -31,7 +31,7 @@ from pipeline.data.rendering import Rendering
 from pipeline.data.request import Request
 from pipeline.data.storage.reader import Reader
 from pipeline.data.windows import whole
-from pipeline.evaluation.evaluate import Contender, evaluate
+from pipeline.evaluation.evaluate import ScoredModel, evaluate
 from pipeline.runtime import Place, Runtime, seed_everything
 from tests.benchmarks.decoding import DAMAGES, LOADS, Told
 from tests.benchmarks.trainers.ours import steps as stepping
@@ -274,9 +274,9 @@ def test_scores_are_those_of_the_cpu(view, held_out):
     data, index = Data(crop_px=96, resize_px=110), load(held_out)
     found = {}
     for device in (CPU, CUDA):
-        contender = Contender(model.to(device), data, "square")
+        scored_model = ScoredModel(model.to(device), data, "square")
         with group_on(device) as where:
-            found[device] = evaluate([contender], index, data, [view], runtime=where, micro_batch=8, bf16=False)
+            found[device] = evaluate([scored_model], index, data, [view], runtime=where, micro_batch=8, bf16=False)
     cpu, gpu = (found[device].scores()[view] for device in (CPU, CUDA))
     assert cpu.seen == gpu.seen
     assert gpu.loss == pytest.approx(cpu.loss, rel=2e-3)

@@ -33,8 +33,8 @@ from pipeline.config import Config, Data, parse
 from pipeline.data.loader import Batch, Rendered, _upload
 from pipeline.data.rendering import Rendering
 from pipeline.evaluation import evaluate as evaluation
-from pipeline.evaluation.evaluate import Contender, evaluate
-from pipeline.evaluation.outcomes import Table
+from pipeline.evaluation.evaluate import ScoredModel, evaluate
+from pipeline.evaluation.outcomes import Accumulator
 from pipeline.runtime import Runtime
 from pipeline.train import take_step
 from pipeline.whereabouts import Whereabouts
@@ -265,7 +265,9 @@ def test_gradients_of_two_ranks_are_reduced_without_reading_back(bf16, guard, mo
     assert {operation for _, operation in reduced} == {dist.ReduceOp.AVG}
 
 
-def table_of(contenders: list[Contender], views: list[str], rows: int, bf16: bool, patch: pytest.MonkeyPatch) -> Table:
+def table_of(
+    scored_models: list[ScoredModel], views: list[str], rows: int, bf16: bool, patch: pytest.MonkeyPatch
+) -> Accumulator:
     """What evaluation has on the GPU before it reads that one table back. Two batches; half of the last is padding."""
     sides = np.array([[72, 90], [72, 72], [100, 80], [72, 90], [150, 130], [72, 90]])[:rows]  # of photos
     padding = rows // 2
@@ -278,9 +280,9 @@ def table_of(contenders: list[Contender], views: list[str], rows: int, bf16: boo
             yield Rendered(images, torch.ones(rows, dtype=torch.bool, device=CUDA), some)
 
     patch.setattr(evaluation, "eval_batches", eval_batches)
-    patch.setattr(Table, "reduced", lambda table: table)
+    patch.setattr(Accumulator, "reduced", lambda table: table)
     index: Any = SimpleNamespace(label=np.arange(ids.max() + 1) % CLASSES)
-    found: Any = evaluate(contenders, index, DATA, views, runtime=runtime_of(1), micro_batch=rows, bf16=bf16)
+    found: Any = evaluate(scored_models, index, DATA, views, runtime=runtime_of(1), micro_batch=rows, bf16=bf16)
     return found
 
 
@@ -303,7 +305,7 @@ def test_evaluation_stays_on_the_gpu_and_reads_nothing_back(real, bf16, guard, m
     views = ["ten", "dense"] if hasattr(real, "features") else ["ten"]
     network = on_gpu(real)
     guard.uploads.clear()
-    table = table_of([Contender(network, DATA, "square")], views, 4, bf16, monkeypatch)
+    table = table_of([ScoredModel(network, DATA, "square")], views, 4, bf16, monkeypatch)
     assert table.rows.device == CUDA
     assert guard.uploads[-4:] == [True] * 4  # ids and rows of two batches, without a wait
     assert len(guard.uploads) == 2 * 2 + 3
@@ -313,7 +315,7 @@ def test_evaluation_stays_on_the_gpu_and_reads_nothing_back(real, bf16, guard, m
 @pytest.mark.parametrize("views", [*([view] for view in VIEWS), VIEWS, ["five@72-90+dense@72-90"]], ids="+".join)
 def test_every_kind_of_view_stays_on_the_gpu_and_reads_nothing_back(views, real, bf16, guard, monkeypatch):
     """Of two networks, on images of several sizes; 50 crops of six images take two passes."""
-    two = [Contender(on_gpu(real), DATA, "whole")] * 2
+    two = [ScoredModel(on_gpu(real), DATA, "whole")] * 2
     table = table_of(two, views, 6, bf16, monkeypatch)
     assert (table.rows.device, tuple(table.rows.shape)) == (CUDA, (9, 3 + 17 * len(views)))
 
@@ -361,9 +363,9 @@ def test_what_is_planted_in_a_step_is_caught(plant, guard):
 
 @plants
 def test_what_is_planted_in_evaluation_is_caught(plant, guard, monkeypatch):
-    contender = Contender(planted((READ_BACKS | CPU_TENSORS)[plant]).eval(), DATA, "square")
+    scored_model = ScoredModel(planted((READ_BACKS | CPU_TENSORS)[plant]).eval(), DATA, "square")
     with pytest.raises(CAUGHT):
-        table_of([contender], ["centre"], 4, False, monkeypatch)
+        table_of([scored_model], ["centre"], 4, False, monkeypatch)
 
 
 def test_response_norm_of_torch_operators_stays_on_the_gpu(guard, monkeypatch):

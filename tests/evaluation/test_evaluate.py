@@ -15,7 +15,7 @@ from pipeline.config import Data
 from pipeline.data import index
 from pipeline.data.storage.reader import Reader
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import Contender, evaluate
+from pipeline.evaluation.evaluate import ScoredModel, evaluate
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
 
 CROP, SCALE = 64, 72
@@ -33,7 +33,7 @@ def network(seed: int, num_classes: int = 7, name: str = "vgg11_bn") -> nn.Modul
 
 def run(runtime, folder, *networks: nn.Module, views, data: Data = DATA, micro_batch=8, corners="square") -> Outcomes:
     return evaluate(
-        [Contender(one, data, corners) for one in networks],
+        [ScoredModel(one, data, corners) for one in networks],
         index.load(folder),
         data,
         views,
@@ -116,10 +116,10 @@ def test_an_ensemble_averages_probabilities(alone, held_out):
     """Of networks that want different images: each has its own preprocessing."""
     first, second = network(1), network(2)
     other = DATA.model_copy(update={"mean": (0.5,) * 3, "std": (0.3,) * 3, "resize_px": 80, "interpolation": "bicubic"})
-    contenders = [Contender(first, DATA, "square"), Contender(second, other, "square")]
+    scored_models = [ScoredModel(first, DATA, "square"), ScoredModel(second, other, "square")]
     how = {"runtime": alone, "micro_batch": 5, "bf16": False}
-    both = evaluate(contenders, index.load(held_out), DATA, ["ten"], **how).views["ten"]
-    each = [evaluate([one], index.load(held_out), DATA, ["ten"], **how).views["ten"] for one in contenders]
+    both = evaluate(scored_models, index.load(held_out), DATA, ["ten"], **how).views["ten"]
+    each = [evaluate([one], index.load(held_out), DATA, ["ten"], **how).views["ten"] for one in scored_models]
     wanted = np.mean([one.label_probability for one in each], axis=0)
     np.testing.assert_allclose(both.label_probability, wanted, rtol=1e-5)
     assert not np.allclose(each[0].label_probability, each[1].label_probability, atol=0.01)
@@ -228,7 +228,7 @@ def test_labels_may_be_other_outputs_than_the_sets_numbers(alone, held_out):
     moved = np.array([6, 5, 4, 3, 2])[labels]
     how = {"runtime": alone, "micro_batch": 8, "bf16": False}
     found = evaluate(
-        [Contender(network(0), DATA, "square")], index.load(held_out), DATA, ["centre"], labels=moved, **how
+        [ScoredModel(network(0), DATA, "square")], index.load(held_out), DATA, ["centre"], labels=moved, **how
     )
     plain = run(alone, held_out, network(0), views=["centre"])
     assert np.array_equal(found.views["centre"].classes, plain.views["centre"].classes)

@@ -8,16 +8,16 @@ import torch
 import torch.distributed as dist
 
 from pipeline.evaluation.interval import wilson
-from pipeline.evaluation.outcomes import NO_CLASS, Table
+from pipeline.evaluation.outcomes import NO_CLASS, Accumulator
 
 CPU = torch.device("cpu")
 
 
-def filled(labels: np.ndarray, p: torch.Tensor, scored: np.ndarray, parts, monkeypatch) -> Table:
+def filled(labels: np.ndarray, p: torch.Tensor, scored: np.ndarray, parts, monkeypatch) -> Accumulator:
     """The table of rank 0 when `parts` are the ids that each rank has seen; the others' rows come by the reduction."""
     tables = []
     for ids in parts:
-        table = Table(labels, ["centre"], CPU)
+        table = Accumulator(labels, ["centre"], CPU)
         for chunk in np.array_split(np.array(ids, int), 3):
             table.add(torch.from_numpy(chunk), torch.from_numpy(scored[chunk]), [p[chunk]])
         tables.append(table)

@@ -22,8 +22,8 @@ from launch import pack as command
 from launch.command import Interrupted
 from pipeline import workers
 from pipeline.data import index
-from pipeline.packing import draft
 from pipeline.packing import pack as packing
+from pipeline.packing import staging
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare, rgb_statistics
 from tests.conftest import disk_of, fill
 
@@ -326,7 +326,7 @@ class TestOut:
     def test_two_at_once(self, tmp_path, capsys):
         folder = photos(tmp_path / "photos")
         request = {"version": 1, "kind": "", "options": {}, "fingerprint": ""}
-        with draft.draft(tmp_path / "out", request, print):
+        with staging.staged(tmp_path / "out", request, print):
             assert "another process is packing" in refused(capsys, folder, tmp_path / "out")
 
     @pytest.mark.parametrize(
@@ -533,7 +533,7 @@ class TestFullDisk:
     def test_full_when_all_shards_are_there(self, source, tmp_path, capsys, monkeypatch, when):
         run(source, tmp_path / "whole")
         with disk_of(tmp_path / "small", 4 << 20) as disk:
-            out, module, name = disk / "out", *((index, "write") if when == "index" else (draft, "publish"))
+            out, module, name = disk / "out", *((index, "write") if when == "index" else (staging, "publish"))
             real = getattr(module, name)
 
             def full(*args, **options):

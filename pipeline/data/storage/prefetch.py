@@ -15,7 +15,7 @@ MOST_STEPS = 1000  # a whole set that fits would be walked to the last step of t
 LOOK_S = 1.0
 
 
-class Ahead:
+class Prefetcher:
     """`needs(step)` gives the shards to read at a step, `remote_of(shard)` URL, size and SHA-256.
 
     Shards come in the order of need, `fetches` at a time, and only so many that all that the steps from the consumer's
@@ -50,7 +50,7 @@ class Ahead:
         for _ in range(fetches):
             threading.Thread(target=self._work, name="ahead", daemon=True).start()
 
-    def __enter__(self) -> "Ahead":
+    def __enter__(self) -> "Prefetcher":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ from pipeline.data.loader import order_of, train_batches
 from pipeline.data.storage import mirror
 from pipeline.data.storage.remote import Patience
 from pipeline.errors import UserError
-from pipeline.preflight import prepare
+from pipeline.run_plan import prepare
 from pipeline.runtime import Place
 from tests.data.storage.test_remote import Store, store  # noqa: F401
 from tests.data.test_loader import CPU, settings, steps_of
@@ -214,7 +214,7 @@ def test_a_cache_too_small_is_refused_before_anything_starts(photos, store, tmp_
     assert "data.cache_gb=1e-05 is too small" in str(error.value)
 
 
-def test_a_package_that_is_missing_is_told_by_preflight(tmp_path):
+def test_a_package_that_is_missing_is_told_before_a_run(tmp_path):
     tree = {"data": {"train": "gs://bucket/set", "cache": str(tmp_path)}, "run": str(tmp_path / "run")}
     try:
         import gcsfs  # noqa: F401

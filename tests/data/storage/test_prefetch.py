@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.storage import prefetch
 from pipeline.data.storage.cache import Cache, file_name
-from pipeline.data.storage.prefetch import Ahead
+from pipeline.data.storage.prefetch import Prefetcher
 from tests.data.storage.test_remote import BODY, QUICK, Store, store  # noqa: F401
 
 SIZE = len(BODY)
@@ -32,11 +32,11 @@ class Set:
         self.shards = [store.shard(str(number)) for number in range(num_shards)]
         self.cache = Cache(folder, room * SIZE, QUICK)
 
-    def ahead(self, steps: list[list[int]], fetches: int = 2) -> Ahead:
+    def ahead(self, steps: list[list[int]], fetches: int = 2) -> Prefetcher:
         def needs(step: int) -> np.ndarray:
             return np.array(steps[step])
 
-        return Ahead(self.cache, self.shards.__getitem__, needs, 0, len(steps), fetches)
+        return Prefetcher(self.cache, self.shards.__getitem__, needs, 0, len(steps), fetches)
 
     def fetched(self) -> set[int]:
         return {int(name) for name in self.store.gets}
@@ -157,7 +157,7 @@ def test_needs_are_not_walked_to_the_end_of_a_long_run(store, tmp_path, monkeypa
         asked.append(step)
         return np.array([0])
 
-    with Ahead(some.cache, some.shards.__getitem__, needs, 5, 1000):
+    with Prefetcher(some.cache, some.shards.__getitem__, needs, 5, 1000):
         eventually(lambda: len(asked) == 10)
         time.sleep(PAUSE_S)
     assert asked == list(range(5, 15))

@@ -1,6 +1,6 @@
 """Everything that can be refused before a GPU is touched: sets, sizes, the run folder and the checkpoint to go on from.
 
-In: a config and the number of processes. Out: a `Flight`, all that training needs. Neither torch nor a GPU is used.
+In: a config and the number of processes. Out: a `RunPlan`, all that training needs. Neither torch nor a GPU is used.
 """
 
 import math
@@ -28,7 +28,7 @@ FIXED = ("seed", "train.global_batch", "data.shuffle", "data.crop_px", "optimize
 
 
 @dataclass(frozen=True)
-class Flight:
+class RunPlan:
     run: Path
     index: Index
     validation: Index | None
@@ -37,7 +37,7 @@ class Flight:
     changes: tuple[str, ...]  # config keys that differ from the checkpoint's, in words
 
 
-def prepare(config: Config, world: int, verify: bool = True) -> Flight:
+def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
     """Check everything that the config names. Raises UserError with the file or key, the value and the next action.
 
     `verify` looks at every shard and checksum; one process a machine is enough for that.
@@ -90,9 +90,9 @@ def prepare(config: Config, world: int, verify: bool = True) -> Flight:
     if folder is None:
         network.check_start(config.model)
         fresh = Progress(data_fingerprint=index.fingerprint, classes=list(index.classes))
-        return Flight(config.run, index, validation, fresh, None, ())
+        return RunPlan(config.run, index, validation, fresh, None, ())
     progress = checkpoint.read(folder, verify)
-    return Flight(config.run, index, validation, progress, folder, _changes(config, index, progress, folder))
+    return RunPlan(config.run, index, validation, progress, folder, _changes(config, index, progress, folder))
 
 
 def _check_run_folder(run: Path) -> None:

@@ -52,7 +52,7 @@ def place(out: Path) -> Path:
 
 
 @contextmanager
-def draft(out: Path, request: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
+def staged(out: Path, request: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
     """The folder `OUT.part`, locked, empty or left by an interrupted run of this request.
 
     Raises UserError if another process is packing to OUT, or if the folder holds files of someone else.
@@ -74,7 +74,7 @@ def draft(out: Path, request: dict[str, Any], say: Callable[[str], None]) -> Ite
 
 
 def publish(part: Path, out: Path, summary: dict[str, Any]) -> None:
-    """Turn the whole draft into OUT. Raises UserError if it cannot be renamed."""
+    """Turn the staged folder into OUT. Raises UserError if it cannot be renamed."""
     replace(part / REQUEST, (json.dumps(summary, indent=1) + "\n").encode(), PACK_ON)
     for path in (part / RECORDS).iterdir():
         path.unlink()

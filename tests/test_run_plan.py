@@ -16,7 +16,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import Config, Data, Model, parse
 from pipeline.data import index
 from pipeline.errors import UserError
-from pipeline.preflight import _changes, num_classes, prepare
+from pipeline.run_plan import _changes, num_classes, prepare
 
 SMALL = {"name": "alexnet", "width": 0.125}
 
@@ -35,7 +35,7 @@ def settle(photos: Path, tmp_path: Path) -> Callable[..., Config]:
 
 
 def leave_checkpoint(config: Config, photos: Path, **facts) -> Path:
-    """A checkpoint that holds no more than its progress: all that a preflight reads."""
+    """A checkpoint that holds no more than its progress: all that a run_plan reads."""
     found, step = index.load(photos), facts.get("step", 7)
     trained_on = {"data_fingerprint": found.fingerprint, "classes": list(found.classes)}
     progress = Progress(**({"step": step, "config": config.model_dump(mode="json")} | trained_on | facts))
@@ -52,13 +52,13 @@ def refused(config: Config, world: int = 1) -> str:
     return str(caught.value)
 
 
-def test_fresh_flight(settle, photos, held_out):
-    flight = prepare(settle(data={"validation": str(held_out)}), world=2)
-    assert (flight.index.num_samples, flight.validation.num_samples) == (50, 23)
-    assert (flight.progress.step, flight.checkpoint, flight.changes) == (0, None, ())
-    assert flight.progress.data_fingerprint == index.load(photos).fingerprint
-    assert flight.progress.classes == [f"class-{n}" for n in range(5)]
-    assert not flight.run.exists()
+def test_a_fresh_plan(settle, photos, held_out):
+    plan = prepare(settle(data={"validation": str(held_out)}), world=2)
+    assert (plan.index.num_samples, plan.validation.num_samples) == (50, 23)
+    assert (plan.progress.step, plan.checkpoint, plan.changes) == (0, None, ())
+    assert plan.progress.data_fingerprint == index.load(photos).fingerprint
+    assert plan.progress.classes == [f"class-{n}" for n in range(5)]
+    assert not plan.run.exists()
 
 
 def test_validation_is_optional(settle):
@@ -117,9 +117,9 @@ def test_run_folder_that_is_a_file(settle, tmp_path):
 
 def test_going_on_with_the_same_config(settle, photos):
     folder = leave_checkpoint(settle(), photos, errors=[0.5], wandb_id="abc")
-    flight = prepare(settle(), 1)
-    assert (flight.checkpoint, flight.changes) == (folder, ())
-    assert (flight.progress.step, flight.progress.errors, flight.progress.wandb_id) == (7, [0.5], "abc")
+    plan = prepare(settle(), 1)
+    assert (plan.checkpoint, plan.changes) == (folder, ())
+    assert (plan.progress.step, plan.progress.errors, plan.progress.wandb_id) == (7, [0.5], "abc")
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_moved_sets_and_run_folder_are_no_change(settle, photos, held_out, tmp_p
     (tmp_path / "run").rename(tmp_path / "moved")
     (tmp_path / "link").symlink_to(photos)
     data = {"train": str(tmp_path / "link"), "validation": str(held_out)}
-    flight = prepare(settle(run=str(tmp_path / "moved"), data=data), 1)
-    assert flight.progress.step == 7
-    assert flight.changes == ()
+    plan = prepare(settle(run=str(tmp_path / "moved"), data=data), 1)
+    assert plan.progress.step == 7
+    assert plan.changes == ()
 
 
 @pytest.mark.parametrize(
