@@ -84,8 +84,10 @@ def _measures(what: str) -> Callable[[dict[str, Any]], tuple[list, dict]]:
 def _all(wanted: dict[str, Any], to_json: Path | None, plot: Path | None) -> None:
     """Every part in a process of its own, since each fills the device; what they measured is put together."""
     from tests.benchmarks.loader import device, machine
+    from tests.benchmarks.prepare import class_folders
     from tests.benchmarks.rows import Row, finish
 
+    class_folders(wanted["photos"])  # before minutes go into a part that needs none
     on_gpu = device() == "cuda"
     networks = wanted.get("networks", ("alexnet", "vgg16") if on_gpu else ("alexnet",))
     photos, work = wanted["photos"], wanted["work"]

@@ -87,10 +87,11 @@ def _report(linted: Any) -> None:
     if severity == "error":
         return
     if linted.is_packed:
-        key = "data.validation" if Path(report["source"]).name == "validation" else "data.train"
-        print(
-            f"{'then' if severity == 'warning' else 'next'}: train with it: {shlex.quote(key + '=' + report['source'])}"
-        )
+        name, then = Path(report["source"]).name, "then" if severity == "warning" else "next"
+        if name in ("train", "validation"):
+            print(f"{then}: train with it: {shlex.quote(f'data.{name}=' + report['source'])}")
+        else:
+            print(f"{then}: score on it: {hints.command('launch.evaluate', 'RUN', '--data', report['source'])}")
     else:
         print(f"{'then' if severity == 'warning' else 'next'}: {hints.command('launch.pack', report['source'], 'OUT')}")
 

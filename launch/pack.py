@@ -15,6 +15,7 @@ Stopped at any time, the same command goes on.
 """
 
 import argparse
+import glob
 import os
 import shutil
 import sys
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: give 1 or more")
         if args.more:
-            raise UserError(_expanded(args.source, *args.more))
+            sources = [args.source, str(args.out), *args.more][:-1]
+            raise UserError(_expanded(sys.argv[1:] if argv is None else argv, sources))
         _report(pack.pack(args.source, args.out, options, args.workers, _say, meter), args.out)
         return 0
 
@@ -88,11 +90,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _expanded(source: str, *more: str) -> str:
+def _expanded(argv: list[str], sources: list[str]) -> str:
     """What to say of several: most often the shell has replaced a pattern by the files that match."""
-    first = Path(source)
-    again = hints.command("launch.pack", first.with_name(f"*{first.suffix}"), more[-1])
-    return f"{len(more) + 1} words before OUT, and SOURCE is one. If the shell expanded a pattern, quote it: {again}"
+    told = f"{len(sources)} words before OUT, and SOURCE is one. If the shell expanded a pattern, quote it: "
+    first, common = sources[0], max(map(len, sources))
+    while common and any(one[:common] != first[:common] for one in sources):
+        common -= 1
+    pattern = f"{first[:common]}*{Path(first).suffix}"
+    if set(glob.glob(pattern)) != set(sources):  # from braces, or a choice of files
+        return f"{told}'{Path(first).parent}/train-{{0000..0007}}.tar', for example, or give a folder of these alone"
+    words = [pattern if word == first else word for word in argv if word == first or word not in sources]
+    return told + hints.command("launch.pack", *words)
 
 
 def _say(line: str) -> None:

@@ -55,6 +55,8 @@ def main() -> None:
             f"{world} x {micro_batch} images x {micro_steps} a step, "
             + (f"going on after step {step}" if step else "from the start")
         )
+        for change in plan.changes:
+            print(f"changed since then: {change}")
         return
 
     from pipeline import agreement
@@ -81,8 +83,8 @@ def main() -> None:
 def _finished(plan: "RunPlan", total: int) -> str:
     other = [] if plan.validation else ["--data", "PACKED_SET"]
     return (
-        f"{plan.run} is finished: step {plan.progress.step} of {total}. Train longer with train.epochs=..., anew "
-        f"with run=..., or score it with: {hints.command('launch.evaluate', plan.run, *other)}"
+        f"{plan.run} is finished: {plan.progress.step} steps are done, {total} were asked for. Train longer with "
+        f"train.epochs=..., anew with run=..., or score it with: {hints.command('launch.evaluate', plan.run, *other)}"
     )
 
 

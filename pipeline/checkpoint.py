@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.data.index import file_sha256
+from pipeline.data.index import MANIFEST, file_sha256
 from pipeline.disk import GO_ON, cannot_write, save_tensors
 from pipeline.errors import UserError, first_mistake
 from pipeline.runtime import Runtime
+from pipeline.wording import few
 
 if TYPE_CHECKING:
     from pipeline.optimizer_state import OptimizerState
@@ -202,6 +203,10 @@ def find(source: Path, which: str = "latest") -> Path:
     if folder is None:
         if which == "best" and latest(source):
             raise UserError(f"{source} was never evaluated, so it has no best checkpoint. Leave --best out")
+        if (source / MANIFEST).exists():
+            raise UserError(f"{source} is a packed set. To score on it: --data {shlex.quote(str(source))}")
+        if runs := sorted(path.parent.name for path in source.glob("*/checkpoints")):
+            raise UserError(f"{source} is no run, but holds some: {few(runs)}. Give one of them: {source / runs[0]}")
         what = "has no checkpoint yet" if (source / "config.yaml").exists() else "is neither a run nor a checkpoint"
         raise UserError(f"{source} {what}. Give a run folder (it holds checkpoints/{which}) or a checkpoint's folder")
     return folder

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline import unread
+from pipeline import hints, unread
 from pipeline.deepspeed_keys import check as check_deepspeed_keys
 from pipeline.errors import UserError
 from pipeline.views import Scales, looks
@@ -382,10 +382,9 @@ def load(
     try:
         tree = yaml.load(path.read_text(), _Loader) or {}
     except FileNotFoundError:
-        near = difflib.get_close_matches(
-            str(path), [str(other) for other in path.parent.glob("*.yaml")], n=1, cutoff=0.5
-        )
-        hint = f" Did you mean {near[0]}?" if near else ""
+        others = {other.stem: other for home in (hints.ROOT / "configs", path.parent) for other in home.glob("*.yaml")}
+        near = difflib.get_close_matches(path.stem, others, n=1, cutoff=0.6)
+        hint = f" Did you mean {hints.near(others[near[0]])}?" if near else ""
         raise UserError(f"{path}: there is no such config file in {Path.cwd()}.{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is no readable YAML file: {error}") from None
@@ -442,7 +441,7 @@ def describe() -> str:
     """One paragraph a key: name, default and meaning, for --help."""
     lines = []
     for name, field in keys().items():
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         text = " ".join(field.description.split()) + (f" One of {', '.join(map(str, choices))}." if choices else "")
         lines.append(f"  {name}={'none' if default is None else default}\n      {text}")
@@ -457,6 +456,8 @@ def apply(tree: dict, word: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
+        if text.startswith("["):
+            raise UserError(f"'{word}' ends within a list. Write it without blanks, as in {name}=1,2,3") from None
         raise UserError(f"'{word}': the value is no YAML. Quote it, for example '{name}=\"...\"'") from None
     *sections, leaf = name.split(".")
     for section in sections:

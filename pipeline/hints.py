@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 
 def command(module: str, *words: str | Path) -> str:
     """`python -m module words`. What is to be filled in is written in capitals: OUT, PACKED_SET."""
-    return shlex.join([_near(Path(sys.executable)), "-m", module, *map(str, words)])
+    return shlex.join([near(Path(sys.executable)), "-m", module, *map(str, words)])
 
 
 def script(name: str, *words: str | Path) -> str:
@@ -23,10 +23,10 @@ def script(name: str, *words: str | Path) -> str:
 
 def ours(name: str) -> str:
     """A file of the checkout, as it is called from here."""
-    return _near(ROOT / name)
+    return near(ROOT / name)
 
 
-def _near(path: Path) -> str:
+def near(path: Path) -> str:
     """Relative to the folder that we are in, if `path` lies below it. Links stay: a venv's python is one."""
     here = Path(os.path.abspath(path))
     return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)

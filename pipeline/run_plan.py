@@ -14,7 +14,7 @@ from pipeline import builds, checkpoint, journal, network
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse, resolved
 from pipeline.data import quarantine
-from pipeline.data.index import QUARANTINE, Index
+from pipeline.data.index import MANIFEST, QUARANTINE, Index
 from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
 from pipeline.unread import flat
@@ -55,13 +55,13 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
             "train.compile=true, but there is no C compiler here, which torch.compile calls. Install gcc, or set "
             "train.compile=false"
         )
-    config.train.split(world)
     index = load_index(config.data.train, verify, config.data.cache.expanduser())
     if index.num_samples < config.train.global_batch:
         raise UserError(
             f"train.global_batch={config.train.global_batch} is more than the {index.num_samples} samples of "
-            f"{config.data.train}. Choose at most {index.num_samples}"
+            f"{config.data.train}. Choose at most {max(world, index.num_samples // world * world)}"
         )
+    config.train.split(world)
     if config.data.pca == "shards" and config.data.pca_std and index.rgb_covariance is None:
         raise UserError(
             f"data.pca=shards, but {index.folder} was indexed without RGB statistics. Use data.pca=imagenet, or pack "
@@ -99,6 +99,8 @@ def _check_run_folder(run: Path) -> None:
     """Raises UserError if it is no folder, cannot be written, or holds a damaged metrics.jsonl."""
     if run.exists() and not run.is_dir():
         raise UserError(f"run={run} is a file, not a folder. Give another one")
+    if packed := next((path for path in (run / MANIFEST, *run.glob(f"*/{MANIFEST}")) if path.exists()), None):
+        raise UserError(f"run={run} holds a packed set ({packed}). Give another folder, for example run=runs/first")
     home = next(parent for parent in (run, *run.absolute().parents) if parent.exists())
     if not os.access(home, os.W_OK | os.X_OK):
         raise UserError(f"run={run} cannot be written: {home} does not allow it. Give another run folder")

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config
+from pipeline import config, hints
 from pipeline.config import Config, Model, Train, keys, load, parse
 from pipeline.errors import UserError
 from pipeline.unread import READ_BY
@@ -56,6 +56,13 @@ def test_missing_file_names_the_nearest(recipe):
     text = refused(recipe.with_name("recpie.yaml"))
     assert "recpie.yaml: there is no such config file" in text
     assert text.endswith(f"Did you mean {recipe}?")
+    assert "Did you mean" not in refused(recipe.with_name("nope.yaml"))
+    assert refused(Path("alexnet_cpu")).endswith(f"Did you mean {hints.ours('configs/alexnet_cpu.yaml')}?")
+
+
+def test_a_list_that_the_shell_cut(recipe):
+    text = refused(recipe, "data.mean=[0.485,")
+    assert text == "'data.mean=[0.485,' ends within a list. Write it without blanks, as in data.mean=1,2,3"
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,12 @@ def test_a_fresh_plan(settle, photos, held_out):
     assert not plan.run.exists()
 
 
+def test_a_packed_set_is_no_run_folder(settle, photos):
+    for run in (photos, photos.parent):
+        text = refused(settle(run=str(run)))
+        assert text.startswith(f"run={run} holds a packed set ({photos}/manifest.json). Give another folder")
+
+
 def test_validation_is_optional(settle):
     assert prepare(settle(), 1).validation is None
 
@@ -82,6 +88,7 @@ def test_the_network_has_as_many_outputs_as_classes_unless_told(settle, given, e
         ({"model": {"name": "alexnt"}}, 1, "model.name=alexnt: unknown model 'alexnt', did you mean alexnet"),
         ({}, 4, "train.global_batch=10 does not divide among 4 processes. Start 1 or 2 or 5 or 10 processes"),
         ({"train": {"global_batch": 51}}, 1, "train.global_batch=51 is more than the 50 samples of"),
+        ({"train": {"global_batch": 52}}, 4, "Choose at most 48"),  # which four processes can share
         ({"data": {"pca": "shards"}}, 1, "was indexed without RGB statistics. Use data.pca=imagenet"),
         ({"model": {"num_classes": 4}}, 1, "Leave model.num_classes out, or give at least 5"),
         ({"data": {"train": "/nowhere/at/all"}}, 1, "/nowhere/at/all does not exist. Give the folder of a packed set"),

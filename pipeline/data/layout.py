@@ -53,6 +53,10 @@ class Layout(NamedTuple):
         """A class number, or a name that `names` does not have. Raises ValueError with the reason."""
         _, colon, field = self.label.partition(":")
         value: Any = _field(content, field) if colon else _text(content)
+        if not colon and isinstance(facts := _json(value), dict):
+            raise ValueError(
+                f"holds JSON. Name the field of it: --label {self.label}:FIELD, of {', '.join(facts)[:200]}"
+            )
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         number = _DECIMAL.fullmatch(value) if isinstance(value, str) else None
@@ -98,6 +102,14 @@ def _field(content: bytes, field: str) -> Any:
     return value
 
 
+def _json(text: str) -> Any:
+    """None if it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -118,11 +130,8 @@ def _content(content: bytes) -> str:
         text = " ".join(content.decode(errors="strict").split())
     except UnicodeDecodeError:
         return f"({len(content):,} bytes)"
-    try:
-        facts = json.loads(text)
+    if (facts := _json(text)) is not None:
         text = json.dumps(facts, ensure_ascii=False)  # most writers escape what is not ASCII
-    except ValueError:
-        facts = None
     if len(text) <= SHORT:
         return text or "(empty)"
     return f"(fields {', '.join(facts)})"[:300] if isinstance(facts, dict) else text[: SHORT - 3] + "..."

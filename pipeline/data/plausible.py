@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.data.index import Index
 
 NAMED = 5  # classes that a sentence names
+FEW = 10  # classes, of which a tiny set may well have one image each
 
 
 def doubts(train: Index | None, *others: Index) -> list[str]:
@@ -39,6 +40,11 @@ def _of_labels(index: Index) -> list[str]:
         return [
             f"{index.folder}: no image has label 0, but all of 1..{most} are there: do these labels count from 1? The "
             f"network gets an output for class 0 too. Write labels from 0 and pack again"
+        ]
+    if most >= FEW and len(np.unique(index.label)) == index.num_samples:
+        return [
+            f"{index.folder}: each of its {index.num_samples:,} images is a class of its own. If the label is a key or "
+            f"a file name, name what holds the class with --label, and pack again"
         ]
     return _of_absence(index)
 

@@ -29,7 +29,11 @@ KINDS = {
         ERROR, "shards that changed since they were indexed", "Bring the old file back, or index again with launch.pack"
     ),
     "index": Kind(ERROR, "damaged files of the index", "Index again with launch.pack"),
-    "no_samples": Kind(ERROR, "no samples at all", "Give a folder or pattern of shards that hold samples"),
+    "no_samples": Kind(
+        ERROR,
+        "no samples at all",
+        "Where members have other names, index them with launch.pack --image ... --label ... and lint OUT",
+    ),
     "name": Kind(ERROR, "file names that are not printable UTF-8", _AGAIN),
     "sparse": Kind(ERROR, "members stored with holes", "Make this shard again, without tar -S"),
     "mixed": Kind(ERROR, "raw pixels among encoded images", "Make sets of one form"),

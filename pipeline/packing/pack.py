@@ -200,8 +200,8 @@ def _run(part: Path, jobs: list[Job], workers: int, say: Callable[[str], None], 
         needed = sum(job.room for job in todo if not finished(job))
         raise cannot_write(part, error, needed, PACK_ON) from error
     wall_s = time.monotonic() - start_s
-    pace = f"{left / wall_s:.0f} {unit}/s with {counted(workers, 'process', 'processes')}"
-    say(f"{counted(left, unit.removesuffix('s'))} in {wall_s:.1f} s: {pace}")
+    pace = f": {left / wall_s:.0f} images/s with {counted(workers, 'process', 'processes')}" if unit == "images" else ""
+    say(f"{counted(left, unit.removesuffix('s'))} in {wall_s:.1f} s{pace}")
 
 
 def _finish(
@@ -221,6 +221,10 @@ def _finish(
     (part / staging.REJECTED).write_text(text, encoding="utf-8", errors="backslashreplace")
     for name, rows in records.items():
         if not any(record.shard.num_samples for record in rows):
+            if not any(record.rejected for record in rows):
+                raise UserError(
+                    f"the set '{name}' has no image: there is none in {found.root}. Give files that hold some"
+                )
             raise UserError(f"the set '{name}' has no image left. {part / staging.REJECTED} says why. Mend its files")
     shards = {name: [(record.shard, record.columns) for record in rows] for name, rows in records.items()}
     if found.kind == SHARDS:

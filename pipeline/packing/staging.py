@@ -97,7 +97,9 @@ def _read_request(folder: Path) -> dict[str, Any] | None:
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What the new request changes, in words; empty if nothing."""
     was, now = old.get("options", {}), new["options"]
-    changed = [f"{name} was {was.get(name)} and is now {now[name]}" for name in now if was.get(name) != now[name]]
+    changed = [
+        f"{_flag(name, was.get(name))}, now {_flag(name, now[name])}" for name in now if was.get(name) != now[name]
+    ]
     if old.get("kind") != new["kind"]:
         changed.insert(0, f"from {old.get('kind')}, not {new['kind']}")
     elif old.get("fingerprint") != new["fingerprint"]:
@@ -105,6 +107,14 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     if not changed and old.get("version") != new["version"]:
         changed.append("by another version of this program")
     return "; ".join(changed)
+
+
+def _flag(name: str, value: Any) -> str:
+    """An option as it was given; of files there is only a digest."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is None:
+        return f"no {flag}"
+    return f"{flag} (content {value})" if name in ("classes", "val_labels") else f"{flag} {value}"
 
 
 def _clear(part: Path) -> None:

@@ -52,6 +52,12 @@ def test_odd_labels_are_told_by_packing_check_and_lint(tmp_path, capsys, labels,
     assert ("from_one" in kinds) == ("count from 1" in told)
 
 
+def test_labels_that_are_keys_are_told(tmp_path):
+    names = [f"photo {number}.jpg" for number in range(12)]
+    [told] = doubts(index.load(packed(tmp_path, range(12), names)))
+    assert "each of its 12 images is a class of its own. If the label is a key" in told
+
+
 @pytest.mark.parametrize("labels", [[0, 1, 0, 1], [0, 1, 2, 3]])
 def test_sound_labels_are_not_told_of(tmp_path, capsys, labels):
     assert doubts(index.load(packed(tmp_path, labels))) == []

@@ -199,6 +199,12 @@ def test_missing_run_folder(tmp_path):
     assert f"{tmp_path}/nowhere does not exist. Give a run folder" in text
     text = refused(called(command.main, tmp_path))
     assert f"{tmp_path} is neither a run nor a checkpoint. Give a run folder" in text
+    (tmp_path / "one" / "checkpoints").mkdir(parents=True)
+    assert f"{tmp_path} is no run, but holds some: one. Give one of them: {tmp_path}/one" in refused(evaluate(tmp_path))
+
+
+def test_a_set_is_no_source(run, held_out):
+    assert refused(evaluate(run, held_out)).endswith(f"{held_out} is a packed set. To score on it: --data {held_out}\n")
 
 
 def test_run_without_a_checkpoint(run, tmp_path):

@@ -154,7 +154,8 @@ def test_finished_run_says_so_and_what_next(trained):
     ended = train(config)
     assert ended.returncode == 0
     assert ended.stdout == (
-        f"{run} is finished: step 5 of 5. Train longer with train.epochs=..., anew with run=..., or score it with: "
+        f"{run} is finished: 5 steps are done, 5 were asked for. Train longer with train.epochs=..., anew with "
+        "run=..., or score it with: "
         f"{hints.command('launch.evaluate', run)}\n"
     )
     assert (run / "metrics.jsonl").read_bytes() == before

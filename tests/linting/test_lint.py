@@ -19,6 +19,7 @@ from PIL import Image
 
 from launch import lint as command
 from launch import pack, progress
+from pipeline import hints
 from pipeline.data import index, quarantine
 from pipeline.linting import classes, decode, repeats
 from pipeline.linting import lint as linting
@@ -227,7 +228,7 @@ def test_a_clean_set_is_clean(make_set, capsys):
     assert not (folder / index.QUARANTINE).exists()
     said = capsys.readouterr().out
     assert "CLEAN: 0 errors, 0 warnings in 12 images of 3 shards" in said
-    assert f"next: train with it: data.train={folder}" in said
+    assert f"next: score on it: {hints.command('launch.evaluate', 'RUN', '--data', folder)}" in said  # of no set's name
 
 
 def test_a_packed_set_is_held_against_its_index(make_set):

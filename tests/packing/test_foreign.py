@@ -167,7 +167,7 @@ def raw(sample: dict) -> dict:
     [
         ("json:clas", "'k.json' has no field clas, only class"),
         ("json:class.id", "'k.json' has no field class.id, only 'cat'"),
-        ("json", "'k.json' holds"),
+        ("json", "'k.json' holds JSON. Name the field of it: --label json:FIELD, of class, list, flag"),
         ("jpg:x", "is no JSON"),
         ("json:list", "holds [1, 2], neither a class number nor a class name"),
         ("json:flag", "holds True, neither"),
@@ -180,10 +180,7 @@ def test_a_wrong_label_field_is_named(tmp_path, label, told):
         {"__key__": "l", "jpg": image(1), "json": {"class": 1}},
     ]
     write(tmp_path / "a.tar", samples)
-    if label == "json":  # a whole file is one name, which is a strange one; with numbers in others it is refused
-        assert "class" in pack(tmp_path / "a.tar", tmp_path / "out", "--label", label)
-    else:
-        assert told in refused(tmp_path / "a.tar", tmp_path / "out", "--label", label)
+    assert told in refused(tmp_path / "a.tar", tmp_path / "out", "--label", label)
 
 
 def test_names_beside_numbers_are_refused(tmp_path):
@@ -251,12 +248,22 @@ def test_a_pattern_that_the_shell_expanded_is_told(tmp_path):
     """The command that is offered is the one that was meant."""
     for name in ("b 1.tar", "b 2.tar"):
         write(tmp_path / name, [{"__key__": name[:3], "jpg": image(0), "cls": 0}])
-    told = refused(*sorted(tmp_path.glob("*.tar")), tmp_path / "out")
+    told = refused(*sorted(tmp_path.glob("*.tar")), tmp_path / "out", "--label", "cls")
     assert told.startswith("error: 2 words before OUT, and SOURCE is one. If the shell expanded a pattern, quote it: ")
-    offered = shlex.split(told)[-2:]
-    assert offered == [f"{tmp_path}/*.tar", f"{tmp_path}/out"]
+    offered = shlex.split(told)[-6:-2]  # then --workers 1
+    assert offered == [f"{tmp_path}/b *.tar", f"{tmp_path}/out", "--label", "cls"]
     pack(*offered)
     assert len(index.load(tmp_path / "out" / "train")) == 2
+    write(tmp_path / "b 3.tar", [{"__key__": "k", "jpg": image(0), "cls": 0}])  # which was not meant
+    told = refused(tmp_path / "b 1.tar", tmp_path / "b 2.tar", tmp_path / "other")
+    assert told.endswith(
+        f"quote it: '{tmp_path}/train-{{0000..0007}}.tar', for example, or give a folder of these alone\n"
+    )
+
+
+def test_shards_without_a_member(tmp_path):
+    tarfile.open(tmp_path / "a.tar", "w").close()
+    assert f"the set 'train' has no image: there is none in {tmp_path}" in refused(tmp_path / "a.tar", tmp_path / "out")
 
 
 def test_a_shard_that_braces_name_must_be_there(tmp_path):

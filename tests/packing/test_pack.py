@@ -302,7 +302,7 @@ class TestOut:
         run(folder, tmp_path / "out", workers=2)
         assert "already packed" in capsys.readouterr().out
         assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-        assert "seed was 0 and is now 1" in refused(capsys, folder, tmp_path / "out", "--seed", 1)
+        assert "--seed 0, now --seed 1" in refused(capsys, folder, tmp_path / "out", "--seed", 1)
         (folder / "cat/0.jpg").unlink()
         assert "the sources have changed" in refused(capsys, folder, tmp_path / "out")
 
@@ -401,7 +401,7 @@ class TestInterrupted:
         run(folder, tmp_path / "out", "--shard-images", 3)
         printed = capsys.readouterr().out
         assert "starting over" in printed
-        assert "shard_images was 2 and is now 3" in printed
+        assert "--shard-images 2, now --shard-images 3" in printed
         run(folder, tmp_path / "fresh", "--shard-images", 3)
         assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
