@@ -60,9 +60,7 @@ def check_name(name: str, settings: Iterable[str] = ()) -> None:
     elif not colon and name in SETTINGS:
         understood = SETTINGS[name]
     else:
-        raise ValueError(
-            f"unknown model {name!r}{_nearest(rest if colon else name, bool(colon))}; known are {_known()}"
-        )
+        raise ValueError(f"unknown model {name!r}{_nearest(rest if colon else name, bool(colon))} Known are {_known()}")
     if wrong := sorted(set(settings) - understood):
         raise ValueError(f"model {name} has no setting {', '.join(wrong)}; it has {', '.join(sorted(understood))}")
 
@@ -160,7 +158,7 @@ def _nearest(name: str, in_torchvision: bool) -> str:
     if not in_torchvision:
         full_names |= {found: found for found in SETTINGS}
     near = difflib.get_close_matches(name.lower(), full_names, n=3)
-    return f", did you mean {' or '.join(full_names[found] for found in near)}?" if near else ""
+    return f". Did you mean {' or '.join(full_names[found] for found in near)}?" if near else "."
 
 
 def _known() -> str:

@@ -456,8 +456,8 @@ def apply(tree: dict, word: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        if text.startswith("["):
-            raise UserError(f"'{word}' ends within a list. Write it without blanks, as in {name}=1,2,3") from None
+        if name in keys() and get_origin(keys()[name].annotation) is tuple:
+            raise UserError(f"'{word}' is no whole list. Write it like {name}={_example(name)}") from None
         raise UserError(f"'{word}': the value is no YAML. Quote it, for example '{name}=\"...\"'") from None
     *sections, leaf = name.split(".")
     for section in sections:

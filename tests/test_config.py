@@ -62,7 +62,7 @@ def test_missing_file_names_the_nearest(recipe):
 
 def test_a_list_that_the_shell_cut(recipe):
     text = refused(recipe, "data.mean=[0.485,")
-    assert text == "'data.mean=[0.485,' ends within a list. Write it without blanks, as in data.mean=1,2,3"
+    assert text == "'data.mean=[0.485,' is no whole list. Write it like data.mean=0.485,0.456,0.406"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_the_network_has_as_many_outputs_as_classes_unless_told(settle, given, e
     [
         ({"run": None}, 1, "run is not set: give the run folder, for example run=runs/first"),
         ({"data": {"train": None}}, 1, "data.train is not set: give the folder of a packed set"),
-        ({"model": {"name": "alexnt"}}, 1, "model.name=alexnt: unknown model 'alexnt', did you mean alexnet"),
+        ({"model": {"name": "alexnt"}}, 1, "model.name=alexnt: unknown model 'alexnt'. Did you mean alexnet"),
         ({}, 4, "train.global_batch=10 does not divide among 4 processes. Start 1 or 2 or 5 or 10 processes"),
         ({"train": {"global_batch": 51}}, 1, "train.global_batch=51 is more than the 50 samples of"),
         ({"train": {"global_batch": 52}}, 4, "Choose at most 48"),  # which four processes can share
@@ -255,7 +255,7 @@ def test_checkpoint_of_a_config_that_is_no_longer_understood(settle, photos):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Model(name="vgg17"), "model.name=vgg17: unknown model 'vgg17', did you mean vgg1"),
+        (Model(name="vgg17"), "model.name=vgg17: unknown model 'vgg17'. Did you mean vgg1"),
         (Model(name="alexnet", groups=2), "model.name=alexnet: model alexnet has no setting groups; it has"),
         (Model(name="torchvision:resnet18", width=0.5), "model.name=torchvision:resnet18"),
         (Model(name="no_such_package:net"), "there is no package no_such_package"),

@@ -27,6 +27,11 @@ def from_one(num_classes: int, empty: Sequence[int], names: Sequence[str] | None
     return num_classes > 2 and list(empty) == [0] and (names is None or names[0] == "0")
 
 
+def each_its_own(num_labels: int, num_images: int) -> bool:
+    """Whether a key or a file name seems to have been taken for the label."""
+    return num_labels == num_images > FEW
+
+
 def _empty(index: Index) -> np.ndarray:
     """The classes without an image."""
     return np.flatnonzero(np.bincount(index.label, minlength=len(index.classes)) == 0)
@@ -41,7 +46,7 @@ def _of_labels(index: Index) -> list[str]:
             f"{index.folder}: no image has label 0, but all of 1..{most} are there: do these labels count from 1? The "
             f"network gets an output for class 0 too. Write labels from 0 and pack again"
         ]
-    if most >= FEW and len(np.unique(index.label)) == index.num_samples:
+    if each_its_own(len(np.unique(index.label)), index.num_samples):
         return [
             f"{index.folder}: each of its {index.num_samples:,} images is a class of its own. If the label is a key or "
             f"a file name, name what holds the class with --label, and pack again"

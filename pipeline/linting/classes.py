@@ -6,7 +6,7 @@ In: counts by label, the class list if there is one. Out: figures for lint.json,
 from itertools import islice
 from typing import Any
 
-from pipeline.data.plausible import from_one
+from pipeline.data.plausible import each_its_own, from_one
 from pipeline.linting.findings import Findings
 
 FEW_CLASSES = 1000  # a few shards of ImageNet may have fewer samples than it has classes
@@ -23,6 +23,8 @@ def balance(counts: dict[int, int], classes: tuple[str, ...] | None, findings: F
         num_classes, num_empty = len(counts), 0
     if num_images and num_classes == 1:
         findings.add("one_class", "", "", "every image is of one class")
+    elif each_its_own(len(counts), num_images):
+        findings.add("own_class", "", "", f"{num_images:,} images, each with a label of its own")
     elif num_empty == 1 and 0 not in counts and from_one(num_classes, [0], classes):
         findings.add("from_one", "", "", f"no image has label 0, all of 1..{num_classes - 1} are there")
     empty = (label for label in range(num_classes) if label not in counts) if num_empty else ()

@@ -64,6 +64,7 @@ KINDS = {
     "no_end": Kind(WARNING, "tars without an end mark", "They may be cut between two samples: compare with the source"),
     "empty_shard": Kind(WARNING, "shards without a good sample", "Leave the shard out, or make it again"),
     "one_class": Kind(WARNING, "one class alone", "Nothing can be learnt from it: pack it with others"),
+    "own_class": Kind(WARNING, "images that are each a class of their own", "Name what holds the class: --label"),
     "from_one": Kind(WARNING, "labels that seem to count from 1", "Write labels from 0 and pack again"),
     "empty_class": Kind(WARNING, "classes without images", "Labels count from 0; check class list and labels"),
     "wrong_name": Kind(WARNING, "images under another format's name", "Harmless in training; rename for other tools"),

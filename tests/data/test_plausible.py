@@ -31,6 +31,7 @@ ODD = [
     ([0, 0, 0, 0], None, "one class alone, '0'"),
     ([1, 2, 3, 1], None, "do these labels count from 1?"),
     ([0, 0, 3, 900], None, "no image of 898 of its 901 classes ('1', '2', '4', '5', '6', ...). If labels have gaps"),
+    (range(12), [f"{n}.jpg" for n in range(12)], "each of its 12 images is a class of its own. If the label is a key"),
     ([0, 2, 0, 2], ["cat", "dog", "emu"], "no image of 1 of its 3 classes ('dog'). Add some"),
     ([1, 2, 1, 2], ["none", "cat", "dog"], "no image of 1 of its 3 classes ('none')"),
 ]
@@ -48,14 +49,8 @@ def test_odd_labels_are_told_by_packing_check_and_lint(tmp_path, capsys, labels,
     assert said == [line for line in checked.stdout.splitlines() if line.startswith("warning: ")]
     assert lint.main([str(folder), "--workers", "1"]) == lint.CLEAN
     kinds = set(json.loads((folder / "lint.json").read_text())["kinds"])
-    assert kinds & {"one_class", "from_one", "empty_class"}
+    assert kinds & {"one_class", "from_one", "empty_class", "own_class"}
     assert ("from_one" in kinds) == ("count from 1" in told)
-
-
-def test_labels_that_are_keys_are_told(tmp_path):
-    names = [f"photo {number}.jpg" for number in range(12)]
-    [told] = doubts(index.load(packed(tmp_path, range(12), names)))
-    assert "each of its 12 images is a class of its own. If the label is a key" in told
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 0, 1], [0, 1, 2, 3]])

@@ -181,9 +181,9 @@ def test_pickled_code_is_not_run(tmp_path):
     [
         ("nowhere", "nowhere does not exist. Give a run folder"),
         ("vgg16", "vgg16 is a network without weights. Name their file: vgg16=FILE"),
-        ("torchvision:alxnet", "did you mean torchvision:alexnet"),
+        ("torchvision:alxnet", "Did you mean torchvision:alexnet"),
         ("torchvision:vgg16c", "unknown model 'torchvision:vgg16c'"),
-        ("vgg17=w.pth", "unknown model 'vgg17', did you mean"),
+        ("vgg17=w.pth", "unknown model 'vgg17'. Did you mean"),
         ("vgg16=nowhere.pth", "there is no file nowhere.pth"),
         ("no.such.package:factory", "there is no package no"),
         ("no.such.package:factory=w.pth", "there is no package no"),

@@ -281,7 +281,9 @@ def test_check_starts_nothing_and_imports_nothing_heavy(config, tmp_path):
 def test_check_names_the_checkpoint_to_go_on_from(trained):
     ended = train(trained[0], "train.epochs=3", "--check", "train.micro_batch=5")
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.endswith("1 x 5 images x 2 a step, going on after step 5\n")
+    said = ended.stdout.splitlines()
+    assert said[0].endswith("1 x 5 images x 2 a step, going on after step 5")
+    assert "changed since then: train.epochs: 1.0 -> 3.0" in said[1:]
 
 
 def test_check_loads_the_weights_that_a_run_would_start_from(trained, config, tmp_path):

@@ -48,10 +48,10 @@ def test_torchvision_names_are_torchvisions():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("vgg61", {}, r"unknown model 'vgg61', did you mean .*vgg16.*known are alexnet_2012"),
-        ("resnet50", {}, "did you mean torchvision:resnet50"),
-        ("torchvision:resnet5", {}, "did you mean torchvision:resnet50"),
-        ("zzzz", {}, "unknown model 'zzzz'; known are"),
+        ("vgg61", {}, r"unknown model 'vgg61'. Did you mean .*vgg16.*Known are alexnet_2012"),
+        ("resnet50", {}, "Did you mean torchvision:resnet50"),
+        ("torchvision:resnet5", {}, "Did you mean torchvision:resnet50"),
+        ("zzzz", {}, "unknown model 'zzzz'. Known are"),
         ("vgg16", {"groups": 2}, "model vgg16 has no setting groups; it has dropout, image_px, init, width"),
         ("alexnet", {"groups": 2, "init": "paper"}, "model alexnet has no setting groups, init"),
         ("alexnet_2012", {"init": "paper"}, "model alexnet_2012 has no setting init"),

@@ -306,7 +306,7 @@ def test_command_line_tells_what_lies_outside_of_layers(capsys):
     [
         (["vgg16", "--groups", "2"], "model vgg16 has no setting groups"),
         (["alexnet", "--image-px", "62"], "the smallest size that works is 63 px"),
-        (["vgg17"], "did you mean"),
+        (["vgg17"], "Did you mean"),
     ],
 )
 def test_command_line_refuses(arguments, message, capsys):

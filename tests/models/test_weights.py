@@ -174,7 +174,7 @@ def test_to_torchvision_of_a_network_that_meta_cannot_build():
         ),
         ("alexnet_2012", "alexnet_2012", "torchvision has no alexnet_2012"),
         ("vgg16c", "vgg16c", "torchvision has no vgg16c"),
-        ("vgg16", "vgg61", "unknown model 'vgg61', did you mean"),
+        ("vgg16", "vgg61", "unknown model 'vgg61'. Did you mean"),
     ],
 )
 def test_to_torchvision_says_what_differs(ours, name, message):
