@@ -4,12 +4,16 @@ The same options as torchrun. When a rank fails, the ranks of all machines end w
 last on the terminal. The exit code is the job's: 2 for a user's mistake, 128 + N after signal N.
 """
 
+import fcntl
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_CODE
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from launch.agent import JobFailed
 
 
+SCRATCH = "tencrop-torchrun-"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
@@ -53,7 +58,7 @@ def main() -> int:
 
     _on(signals, stop)
     try:
-        with tempfile.TemporaryDirectory(prefix="tencrop-torchrun-") as folder:
+        with _scratch() as folder:
             args.log_dir = args.log_dir or folder  # torch makes two of its own, and leaves them
             run(args)
     except SignalException as stopped:
@@ -68,6 +73,19 @@ def main() -> int:
     except ChildFailedError:
         return 1
     return 0
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for torch's files. One of a launcher that was killed goes at the next start: nobody holds its lock."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/.lock"):
+        with suppress(OSError), open(left, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder, open(Path(folder, ".new"), "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        Path(folder, ".new").rename(Path(folder, ".lock"))  # never there without its lock
+        yield folder
 
 
 def _on(signals: list[signal.Signals], handler: Callable[[int, Any], Any]) -> None:

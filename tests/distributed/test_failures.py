@@ -236,6 +236,10 @@ def test_ranks_end_with_their_launcher_and_leave_nothing(tmp_path, monkeypatch):
         launcher.kill()
         launcher.communicate()
     assert shared_memory() <= before
+    script.write_text("")
+    codes, said, _ = outcome(launch(script, ranks=1))  # the next one takes away what the killed one could not
+    assert codes == [0], said
+    assert os.listdir(tmp_path / "tmp") == []
 
 
 def shared_memory() -> set[str]:
