@@ -232,7 +232,7 @@ class Soak:
             path for path in (self.folder / "run").rglob("*") if path.name.startswith((".writing", ".seen", ".job"))
         ]
         left += [*(self.folder / "run").rglob("*.tmp"), *(self.folder / "cache").rglob("*.part")]
-        left += self.temporary.iterdir()
+        left += [path for path in self.temporary.iterdir() if not path.name.startswith("torchinductor_")]  # a cache
         if left:
             self._blame(f"left over: {left}")
         print(f"run of {len(legs)} legs: {len(self.wrong)} wrong", file=self.log, flush=True)
