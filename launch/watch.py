@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
@@ -30,6 +31,7 @@ LOOK_S = 1.0
 REPORT_S = 5.0  # between two reports of a machine to the others
 UNHEARD_S = 15.0  # without a report
 OBEY_S = 10.0  # in which the launcher's main thread must have followed, else this one ends the job
+STACKS_S = 5.0  # that the run folder is given to take the stacks
 AT = "tencrop/at/"  # keys of the store, by machine
 
 
@@ -129,7 +131,7 @@ class Watch:
         self._contact_s = 0.0  # when the store answered last
         self._joining: tuple[Any, float] | None = None
         self._signal: tuple[int, float] | None = None  # the first, and when it came
-        self._obeyed = self._closed = False
+        self._obeyed = self._closed = self._failed = False
         self._awake, wake = os.pipe()
         os.set_blocking(wake, False)
         self._woken_before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -164,7 +166,10 @@ class Watch:
         seen = self._seen()
         if not seen or any(one.point not in (DATA, COMPUTE, EVALUATE) for one in seen) or not self._longest_s:
             return None
-        return self._words(seen) if _still_s(seen) > max(QUIET_S, 3 * self._longest_s) else None
+        patience_s = max(QUIET_S, 3 * self._longest_s)
+        if any(one.point == EVALUATE for one in seen):  # a first batch of many crops
+            patience_s = max(patience_s, 3 * QUIET_S)
+        return self._words(seen) if _still_s(seen) > patience_s else None
 
     def lost(self) -> str:
         """The machines that nothing is heard of any more, in words; nothing if there are none."""
@@ -185,9 +190,19 @@ class Watch:
         while not self._closed:
             ready, _, _ = select.select([self._awake], [], [], LOOK_S)
             if ready:
-                self._signal = self._signal or (os.read(self._awake, 1)[0], time.monotonic())
+                number = os.read(self._awake, 4096)[0]
+                self._signal = self._signal or (number, time.monotonic())
             if not self._closed:
-                self._look()
+                self._look_on()
+
+    def _look_on(self) -> None:
+        """Nothing that one look meets may end the watch."""
+        try:
+            self._look()
+        except Exception:
+            if not self._failed:
+                self._failed = True
+                self._say(f"warning: the watch of this job failed once, and goes on:\n{traceback.format_exc()}")
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -222,7 +237,7 @@ class Watch:
         if stall_s and late_s > 0:
             if self.verdict is None:
                 words = f"no rank has come to a new point for {still_s / 60:.3g} min (train.stall_minutes): "
-                words += f"{self._words(seen)}. {self._stacks(seen)}"
+                words += f"{self._words(seen)}. {self._stacks_or_not(seen)}"
                 self.verdict = Failure(seen[0].rank, self.host, 1, words, at=time.time(), stalled=True)
             elif late_s > OBEY_S:
                 self._end_all(1, self.verdict.words)
@@ -246,7 +261,7 @@ class Watch:
 
     def _known(self, seen: list[Seen]) -> list[Seen]:
         """The ranks of this machine, and those that others have reported."""
-        others = [of for number, (_, of, _, _) in self._reports.items() if number != self._machine]
+        others = [of for number, (_, of, _, _) in dict(self._reports).items() if number != self._machine]
         return seen + [one for of in others for one in of]
 
     def _words(self, seen: list[Seen]) -> str:
@@ -261,10 +276,20 @@ class Watch:
     def _unheard(self) -> dict[int, float]:
         """Machines that have not reported for `UNHEARD_S`, and for how long."""
         now = time.monotonic()
-        return {number: now - report[3] for number, report in self._reports.items() if now - report[3] > UNHEARD_S}
+        reports = dict(self._reports)  # which other threads change
+        return {number: now - report[3] for number, report in reports.items() if now - report[3] > UNHEARD_S}
 
     def _unheard_hosts(self) -> dict[str, float]:
-        return {self._reports[number][0]: age_s for number, age_s in self._unheard().items()}
+        reports = dict(self._reports)
+        return {reports[number][0]: age_s for number, age_s in self._unheard().items() if number in reports}
+
+    def _stacks_or_not(self, seen: list[Seen]) -> str:
+        """The run folder may be what all wait for: then the job ends without them."""
+        told: list[str] = []
+        writing = threading.Thread(target=lambda: told.append(self._stacks(seen)), daemon=True)
+        writing.start()
+        writing.join(STACKS_S)
+        return told[0] if told else f"The stacks of its ranks could not be written in {STACKS_S:.0f} s"
 
     def _stacks(self, seen: list[Seen]) -> str:
         """Have all ranks of this machine write Python's stacks, and collect them in the run folder."""

@@ -138,5 +138,7 @@ def _code_sha256() -> str:
     digest = hashlib.sha256()
     for folder in ("pipeline", "models", "launch"):
         for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.name.startswith("."):
+                continue  # what editors leave beside a file
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

@@ -44,12 +44,14 @@ def only_job(folder: Path) -> Iterator[None]:
         else:
             yield
             return
-    mine, sign = f"{socket.gethostname()} {os.getpid()}", folder / ".job"
+    mine, sign = f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}", folder / ".job"
     try:
         _create(sign, mine)
     except FileExistsError:
-        host, _, pid = sign.read_text().partition(" ")
-        if host != socket.gethostname() or not pid.isdecimal() or Path(f"/proc/{pid}").exists():
+        host, pid, started, *_ = [*sign.read_text().split(), "", "", ""]
+        now = _started(int(pid)) if pid.isdecimal() else "?"
+        is_dead = now == "" or (bool(started) and now not in (started, "?"))  # containers reuse numbers, not ticks
+        if host != socket.gethostname() or not is_dead:
             raise UserError(
                 f"{refusal} (It is process {pid or '?'} on {host or '?'}; this file system has no locks to ask. If it "
                 f"is dead: rm {shlex.quote(str(sign))})"
@@ -60,6 +62,14 @@ def only_job(folder: Path) -> Iterator[None]:
         yield
     finally:
         sign.unlink(missing_ok=True)
+
+
+def _started(pid: int) -> str:
+    """When a process of this machine began, in ticks since boot; nothing if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def _create(path: Path, text: str) -> None:

@@ -113,8 +113,10 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any byte of any shard, with their order and with the class list."""
-        facts = json.dumps([[s.sha256 for s in self.shards], self.classes]).encode()
+        """16 hex digits that change with any byte of any shard, with their order, with the class list, and with what is
+        read as image and label of the shards of others."""
+        whole = [[s.sha256 for s in self.shards], self.classes]
+        facts = json.dumps(whole if self.layout == WEBDATASET else [*whole, self.layout]).encode()
         return hashlib.sha256(facts).hexdigest()[:16]
 
 
@@ -183,8 +185,8 @@ def _check_places(index: Index) -> None:
     """Raises UserError for a row that points outside its shard."""
     num_shards, sizes = len(index.shards), np.array([shard.size for shard in index.shards], np.int64)
     inside = (index.shard >= 0) & (index.shard < num_shards)
-    ends = index.offset + index.size
-    inside &= (index.offset >= 0) & (index.size > 0) & (ends <= sizes[np.where(inside, index.shard, 0)])
+    room = sizes[np.where(inside, index.shard, 0)] - index.offset  # the sum might not fit into 64 bits
+    inside &= (index.offset >= 0) & (index.size > 0) & (index.size <= room)
     if not (inside & (index.height > 0) & (index.width > 0)).all():
         row = int((inside & (index.height > 0) & (index.width > 0)).argmin())
         raise UserError(

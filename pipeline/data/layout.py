@@ -37,6 +37,8 @@ class Layout(NamedTuple):
     def split(self, name: str, current: str | None = None) -> tuple[str, str] | None:
         """(key, extension in lower case) of a member, after one of the key `current`; None if its name has no dot."""
         lower, start = name.lower(), name.rfind("/") + 1
+        if name.startswith(".", start):
+            return None  # macOS's tar writes ._a.jpg before a.jpg
         for extension in sorted(self.suffixes, key=len, reverse=True):
             if lower.endswith(f".{extension}") and len(name) - start > len(extension) + 1:
                 return name[: -len(extension) - 1], extension
@@ -58,7 +60,8 @@ class Layout(NamedTuple):
                 f"holds JSON. Name the field of it: --label {self.label}:FIELD, of {', '.join(facts)[:200]}"
             )
         if isinstance(value, int) and not isinstance(value, bool):
-            return value
+            named = names.get(str(value)) if names and self.label != LABEL else None  # a class may be called 17
+            return value if named is None else named
         number = _DECIMAL.fullmatch(value) if isinstance(value, str) else None
         if self.label == LABEL and not number:
             raise ValueError(f"holds {_short(value)}, not a decimal class number")
@@ -92,7 +95,7 @@ def _text(content: bytes) -> str:
 def _field(content: bytes, field: str) -> Any:
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON ({error})") from None
     for part in field.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -106,7 +109,7 @@ def _json(text: str) -> Any:
     """None if it is none."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

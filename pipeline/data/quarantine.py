@@ -12,12 +12,14 @@ digest, of an older version, counts until launch.lint --forget removes it.
 import contextlib
 import hashlib
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -62,8 +64,7 @@ def read(path: Path) -> list[Entry]:
 def add(path: Path, entries: Iterable[Entry]) -> list[Entry]:
     """Append those entries whose image is not in the file yet, with these bytes or with unknown ones, and return them.
     Safe among processes."""
-    with open(path, "a+b") as file:
-        lock(file)
+    with locked(path) as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)  # half a line of a process that was killed
         known: dict[tuple[str, ...], set[str]] = {}
@@ -78,6 +79,18 @@ def add(path: Path, entries: Iterable[Entry]) -> list[Entry]:
             new.insert(0, Entry(*Entry._fields))
         file.write(as_text(new))  # in one piece, or not at all
         return [entry for entry in new if entry != Entry._fields]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[IO[bytes]]:
+    """The file, made if it is not there, locked, and still the one of this name: another process may have replaced it
+    while this one waited."""
+    while True:
+        with open(path, "a+b") as file:
+            lock(file)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                yield file
+                return
 
 
 def as_text(entries: Iterable[Entry]) -> bytes:

@@ -58,7 +58,7 @@ def export(one: Classifier, out: Path) -> tuple[Path, str]:
         "config": config,
         "versions": versions(),
     }
-    replace(beside, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(), AGAIN)
+    replace(beside, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"), AGAIN)
     return beside, loading(one, out)
 
 

@@ -161,7 +161,11 @@ def presentation(result: Evaluated, other_set: str | None, picture: Any, picture
 
 def write(result: Evaluated, path: Path) -> None:
     """Write all facts as JSON, whole or not at all. Raises UserError on a full disk."""
-    disk.replace(path, (json.dumps(facts(result), indent=1, ensure_ascii=False) + "\n").encode(), disk.AGAIN)
+    disk.replace(
+        path,
+        (json.dumps(facts(result), indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"),
+        disk.AGAIN,
+    )
 
 
 def _figures(score: Score) -> dict[str, Any]:

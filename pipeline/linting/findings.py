@@ -35,7 +35,9 @@ KINDS = {
         "Where members have other names, index them with launch.pack --image ... --label ... and lint OUT",
     ),
     "name": Kind(ERROR, "file names that are not printable UTF-8", _AGAIN),
-    "sparse": Kind(ERROR, "members stored with holes", "Make this shard again, without tar -S"),
+    "sparse": Kind(
+        ERROR, "members stored with holes or as links", "Make this shard again, without tar -S, with tar -h"
+    ),
     "mixed": Kind(ERROR, "raw pixels among encoded images", "Make sets of one form"),
     "duplicate_key": Kind(ERROR, "keys that come twice", f"{_AGAIN} with unique keys, a key's files together"),
     "missing": Kind(ERROR, "samples without image or label", f"{_AGAIN} with both, or without the sample"),

@@ -17,6 +17,7 @@ from pipeline import builds
 from pipeline.data import quarantine
 from pipeline.data.index import QUARANTINE
 from pipeline.data.quarantine import Entry
+from pipeline.disk import AGAIN, replace
 from pipeline.errors import UserError
 from pipeline.linting import page, sizes, thumbnails
 from pipeline.linting.classes import balance
@@ -24,7 +25,6 @@ from pipeline.linting.examine import Job, work
 from pipeline.linting.findings import Finding, Findings
 from pipeline.linting.repeats import Digests
 from pipeline.linting.target import Target, all_targets
-from pipeline.locks import lock
 from pipeline.workers import run
 
 VERSION = 1
@@ -211,12 +211,9 @@ def _stale(known: list[Entry], bad: list[Entry], settled: set[str]) -> list[Entr
 
 def _forget(path: Path, stale: set[Entry]) -> None:
     """Remove entries; those that a run adds meanwhile wait for the lock."""
-    with open(path, "a+b") as file:
-        lock(file)
+    with quarantine.locked(path):
         kept = [entry for entry in quarantine.read(path) if entry not in stale]
-        file.truncate(0)
-        if kept:
-            file.write(quarantine.as_text([Entry(*Entry._fields), *kept]))
+        replace(path, quarantine.as_text([Entry(*Entry._fields), *kept]) if kept else b"", AGAIN)
 
 
 def _write(path: Path, text: str) -> None:

@@ -22,6 +22,10 @@ def shards(paths: list[Path], split: str | None, root: Path | None = None) -> Fo
     for path in sorted(paths):
         if not path.name.endswith(".tar") and not COMPRESSED.search(path.name):
             raise UserError(f"{path} is no .tar shard. Give a pattern that matches shards alone: 'data/*.tar'")
+        if not path.exists():
+            raise UserError(
+                f"{path} is a link to {os.path.realpath(path)}, which is not there. Fetch it, or remove the link"
+            )
     if not paths:
         return Found(SHARDS, Path(), {})
     base = Path(os.path.realpath(root or os.path.commonpath([path.parent.absolute() for path in paths])))

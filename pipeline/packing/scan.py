@@ -72,6 +72,10 @@ def _samples(tar: tarfile.TarFile, path: Path, problem: Problem, layout: Layout)
             problem(path, "", "name", f"the name {member.name!r} is no UTF-8, or not printable. Make this shard again")
             continue
         found = layout.split(member.name, key)
+        if found and (member.islnk() or member.issym()) and layout.is_sample([found[1]]):
+            what = f"'{member.name}' is a link to '{member.linkname}'. Make this shard with tar --hard-dereference -h"
+            problem(path, found[0], "sparse", what)
+            continue
         if not member.isfile() or not found:
             continue
         its_key, extension = found

@@ -101,5 +101,5 @@ def _archives(path: Path) -> dict[str, list[File]]:
 
 def _packed_files(folder: Path) -> list[Path]:
     """The tars in `folder`, compressed ones too, so that these are refused by name instead of overlooked."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not hidden(entry.name))
+    names = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir() and not hidden(entry.name))
     return [folder / name for name in names if name.endswith(".tar") or COMPRESSED.search(name)]

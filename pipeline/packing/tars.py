@@ -74,6 +74,11 @@ def images(path: Path) -> Iterator[Image]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
+                if (member.islnk() or member.issym()) and IMAGE_NAME.search(name) and not _hidden(name):
+                    raise UserError(
+                        f"{path}: '{name}' is a link to '{member.linkname}'. Make it with tar -h --hard-dereference, "
+                        f"or unpack it and pack the folder"
+                    )
                 if member.isfile() and not member.issparse() and "/" in name and not _hidden(name):
                     yield Image(name, member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch import pack
 from pipeline.data import index
 from pipeline.errors import UserError
 from pipeline.packing.scan import scan_shard
@@ -40,6 +41,27 @@ def test_columns_are_memory_mapped(photos):
 def test_fingerprint_follows_the_bytes_of_the_shards(make_set):
     first, same, other = make_set("a", 10), make_set("b", 10), make_set("c", 10, seed=1)
     assert index.load(first).fingerprint == index.load(same).fingerprint != index.load(other).fingerprint
+
+
+def test_fingerprint_follows_what_is_read_as_the_label(tmp_path):
+    """Of the same shards: a run must not go on upon other labels."""
+    members = []
+    for n in range(4):
+        members += [(f"k{n}.jpg", JPEG), (f"k{n}.json", json.dumps({"coarse": n % 2, "fine": n}).encode())]
+    write_tar(tmp_path / "s.tar", members)
+    for field in ("coarse", "fine"):
+        assert pack.main([str(tmp_path / "s.tar"), str(tmp_path / field), "--label", f"json:{field}"]) == 0
+    coarse, fine = (index.load(tmp_path / field / "train") for field in ("coarse", "fine"))
+    assert coarse.fingerprint != fine.fingerprint
+
+
+def test_a_row_that_ends_beyond_all_integers_is_refused(make_set):
+    folder = make_set("a", 10)
+    offset = np.load(folder / "index" / "offset.npy")
+    offset[3] = 2**63 - 20
+    np.save(folder / "index" / "offset.npy", offset)
+    with pytest.raises(UserError, match=r"row 3 .* points outside its shard"):
+        index.load(folder)
 
 
 def test_third_party_names_and_components_are_understood(tmp_path):

@@ -1,6 +1,7 @@
 """Two "machines" on loopback that do not agree: all refuse, before a step, with what differs and where."""
 
 import fcntl
+import os
 import socket
 import subprocess
 import sys
@@ -165,6 +166,9 @@ def test_without_locks_a_killed_job_of_this_machine_is_no_obstacle(no_locks, tmp
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / ".job").write_text(f"{HOST} {dead.pid}")
+    with only_job(tmp_path):
+        pass
+    (tmp_path / ".job").write_text(f"{HOST} {os.getpid()} 12345")  # of a container before this one
     with only_job(tmp_path):
         pass
     (tmp_path / ".job").write_text(f"node7 {dead.pid}")  # who knows

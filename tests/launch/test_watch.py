@@ -118,6 +118,48 @@ def test_a_rank_that_stands_still_is_told_and_ended(quick, rank, started, tmp_pa
     assert "test_a_rank_that_stands_still_is_told_and_ended" in stacks.read_text()
 
 
+def test_a_run_folder_that_hangs_does_not_keep_the_job_from_its_end(quick, rank, started, monkeypatch):
+    """The disk that all wait for is the one that the stacks go to."""
+    guard, _ = started
+    monkeypatch.setattr(watch, "STACKS_S", 0.2)
+    monkeypatch.setattr(guard, "_stacks", lambda seen: time.sleep(60))
+    for step in (2, 3, 4):
+        rank[1].note(COMPUTE, step)
+        time.sleep(0.1)
+    deadline = time.monotonic() + 20
+    while guard.verdict is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    guard.ending()
+    assert guard.verdict
+    assert "stacks of its ranks could not be written in 0 s" in guard.verdict.words
+
+
+def test_a_second_signal_does_not_make_the_watch_spin(started, monkeypatch):
+    guard, _ = started
+    looks: list[int] = []
+    monkeypatch.setattr(guard, "_look", lambda: looks.append(1))
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.1)
+        time.sleep(1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(looks) < 10
+
+
+def test_a_look_that_fails_is_told_once_and_the_watch_goes_on(quick, started, monkeypatch):
+    guard, said = started
+
+    def fail() -> None:
+        raise KeyError("node-b")
+
+    monkeypatch.setattr(guard, "_look", fail)
+    time.sleep(1)
+    assert sum("the watch of this job failed once" in text for text in said) == 1
+
+
 def test_a_long_checkpoint_is_no_stall_yet(quick, rank, started):
     guard, said = started
     rank[1].note(SAVE, 4)

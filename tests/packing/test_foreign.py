@@ -261,6 +261,58 @@ def test_a_pattern_that_the_shell_expanded_is_told(tmp_path):
     )
 
 
+def test_what_macos_adds_to_a_tar_is_no_member(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for n in range(3):
+            for name, content in ((f"a{n}.jpg", image(n)), (f"a{n}.txt", str(n).encode())):
+                for member, held in ((f"._{name}", b"mac"), (name, content)):
+                    info = tarfile.TarInfo(member)
+                    info.size = len(held)
+                    tar.addfile(info, io.BytesIO(held))
+    pack(tmp_path / "a.tar", tmp_path / "out", "--label", "txt")
+    assert len(index.load(tmp_path / "out" / "train")) == 3
+
+
+def test_numbers_and_texts_mean_the_same_class(tmp_path):
+    """Where classes are called by numbers, as COCO's are."""
+    (tmp_path / "names.txt").write_text("7\n3\n5\n")
+    for name, kind in (("numbers", int), ("texts", str)):
+        samples = [
+            {"__key__": f"k{n}", "jpg": image(n), "json": {"label": kind(label)}} for n, label in enumerate((3, 7))
+        ]
+        write(tmp_path / f"{name}.tar", samples)
+        words = ["--label", "json:label", "--classes", tmp_path / "names.txt"]
+        pack(tmp_path / f"{name}.tar", tmp_path / name, *words)
+        assert index.load(tmp_path / name / "train").label.tolist() == [1, 0]
+
+
+def test_deep_json_is_no_traceback(tmp_path):
+    write(tmp_path / "a.tar", [{"__key__": "k", "jpg": image(0), "json": 200_000 * b'{"label":'}])
+    assert "'k.json' is no JSON" in refused(tmp_path / "a.tar", tmp_path / "out", "--label", "json:label")
+
+
+@pytest.mark.parametrize("folders", [True, False])
+def test_links_in_a_tar_are_named(tmp_path, folders):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("cat/1", "dog/2"):
+            for extension, content in (("jpg", image(0)), *(() if folders else (("cls", b"0"),))):
+                info = tarfile.TarInfo(f"{name}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("dog/3.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "cat/1.jpg"
+        tar.addfile(link)
+    assert "'dog/3.jpg' is a link to 'cat/1.jpg'. Make" in refused(tmp_path / "a.tar", tmp_path / "out")
+
+
+def test_a_shard_that_is_a_dangling_link(tmp_path):
+    (tmp_path / "s").mkdir()
+    write(tmp_path / "s" / "a.tar", [{"__key__": "k", "jpg": image(0), "cls": 0}])
+    (tmp_path / "s" / "b.tar").symlink_to("/nowhere/b.tar")
+    for source in (tmp_path / "s", tmp_path / "s" / "*.tar"):
+        assert "b.tar is a link to /nowhere/b.tar, which is not there" in refused(source, tmp_path / "out")
+
+
 def test_shards_without_a_member(tmp_path):
     tarfile.open(tmp_path / "a.tar", "w").close()
     assert f"the set 'train' has no image: there is none in {tmp_path}" in refused(tmp_path / "a.tar", tmp_path / "out")

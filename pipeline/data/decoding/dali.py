@@ -2,11 +2,11 @@
 
 In: requests. Out, on a GPU: float32 images [n, 3, px, px] in channels_last memory: only the window is decoded, resized,
 flipped, colour-shifted, minus the mean, by the deviation; or, for evaluation, whole images at several scales. Out, on a
-CPU: decoded windows, which `finish.py` takes on, because DALI's resize and normalisation are 5 times as slow as torch's
+CPU: decoded windows, which `cpu.py` takes on, because DALI's resize and normalisation are 5 times as slow as torch's
 there (BENCHMARKS.md). EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
 
 An image that cannot be decoded breaks a DALI graph for good. The culprits are then found one by one, and the same batch
-is decoded by a new graph with Pillow's pixels in their rows, or, if Pillow refuses them too, a grey image, labelled -1.
+is decoded by a new graph with Pillow's pixels in their rows, or, if Pillow refuses them too, a grey image, not valid.
 Only the window counts: a torn photo may be whole where one lies. So a suspect is tried anew in each of its windows, by
 itself, before it gets into a batch. It is always tried on the CPU: nvJPEG forgives what libjpeg-turbo refuses, and the
 same rows are to be lost on both. Kinds of images that DALI may show otherwise than Pillow (`kinds.py`) it never sees.

@@ -2,7 +2,7 @@
 
 On a GPU, DALI does everything. On a CPU, DALI decodes the windows (raw pixels need none of it) and torch does the rest,
 5 times as fast as DALI would there. Both give the same pixels within a level of 255, but for borders and overshoots
-(`finish`) and for what two JPEG decoders make of a file (tests/device/test_device.py).
+(`cpu`) and for what two JPEG decoders make of a file (tests/device/test_device.py).
 """
 
 from collections import deque
@@ -35,7 +35,7 @@ def decode(
     """Yield each request with its float32 images [n, 3, px, px] on `device`, in channels_last memory.
 
     All requests have the same number of rows; `prefetch` of them are worked on ahead. Rows that could not be decoded
-    come back grey with label -1, after `bad` was told of their ids and the reasons. Images stay valid as long as the
+    come back grey and not valid, after `bad` was told of their ids and the reasons. Images stay valid as long as the
     caller holds them.
     """
     how: dict = {"px": px, "mean": mean, "std": std, "interpolation": interpolation, "antialias": antialias}

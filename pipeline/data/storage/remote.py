@@ -31,6 +31,7 @@ MISSING = FileNotFoundError, NotADirectoryError, IsADirectoryError
 KEEP = (
     "Free space on its disk, lower data.cache_gb, or set data.cache to a folder on a local disk that you may write to"
 )
+SLACK = 1 << 20  # bytes behind the expected size until a download is cut off; fewer are told by their checksum
 DISK = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG
 BUGS = TypeError, AttributeError, NameError  # ours or the backend's: they keep their traceback
 WORTH_ANOTHER = 408, 425, 429  # of the HTTP status codes that blame the client
@@ -103,7 +104,7 @@ def download(
     def copy() -> None:
         files, source = _files(url, patience)
         try:
-            files.get_file(source, str(path))
+            files.get_file(source, str(path), callback=_bound(size))
         except OSError as error:
             if error.errno in DISK or error.filename == str(path):
                 with contextlib.suppress(OSError):
@@ -114,6 +115,23 @@ def download(
             check()
 
     _tried(url, copy, patience)
+
+
+def _bound(size: int) -> Any:
+    """Ends a download that brings more than `size` bytes, if that is known: it would fill the disk."""
+    from fsspec.callbacks import Callback
+
+    class Bound(Callback):
+        def call(self, *args: Any, **kwargs: Any) -> None:
+            if size and self.value > size + SLACK:
+                raise Failure(
+                    f"it has more than the {size:,} bytes of the manifest",
+                    "Copy the file there again, or index the set again with launch.pack",
+                    again=True,
+                    sure_twice=True,
+                )
+
+    return Bound()
 
 
 def list_files(pattern: str, patience: Patience = AT_START) -> list[tuple[str, int]]:

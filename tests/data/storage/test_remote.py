@@ -231,6 +231,14 @@ def test_a_request_that_the_server_refuses_is_told_at_once(store):
     assert store.gets["a"] == 1
 
 
+def test_a_download_ends_soon_behind_the_size_that_is_known(store, tmp_path):
+    store.files["a"] = bytes(8 << 20)
+    with pytest.raises(
+        UserError, match=r"it has more than the 20,000 bytes of the manifest. Copy the file there again"
+    ):
+        download(store.url("a"), tmp_path / "a", QUICK, size=20_000)
+
+
 def test_a_server_may_redirect_to_another_file_of_http(store):
     store.files |= {"a": b"", "b": BODY}
     store.faults["a"] = [f"to {store.url('b')}"]
