@@ -127,6 +127,7 @@ def _score(found, outputs, index, finish) -> None:
                 here.note(EVALUATE, found[0].step)
                 progress(done)
 
+            here.note(EVALUATE, found[0].step)
             outcomes = evaluate(
                 scored_models,
                 index,

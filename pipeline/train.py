@@ -231,6 +231,7 @@ def _evaluate(
     journal: Journal,
     here: Whereabouts,
 ) -> None:
+    here.note(EVALUATE, progress.step)  # else a stop would take a slow first batch for a step that hangs
     model = stepper.engine.module
     for buffer in model.buffers():  # batch normalisation's statistics differ by rank; a checkpoint holds rank 0's
         dist.broadcast(buffer, 0)
