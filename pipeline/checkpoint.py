@@ -229,7 +229,8 @@ def latest(run: Path, which: str = "latest") -> Path | None:
     if not pointer.exists():
         reason = "is missing"
     elif folder is None:
-        reason = f"holds {pointer.read_bytes()[:40]!r}, which is no checkpoint's name"
+        held = pointer.read_bytes()[:40] if pointer.is_file() else "a folder"
+        reason = f"holds {held!r}, which is no checkpoint's name"
     else:
         reason = f"names {folder.name}, which is not there"
     raise UserError(f"{pointer} {reason} (there are: {names or 'none'}). {_way_out(root)}")
@@ -281,7 +282,10 @@ def _read(folder: Path, verify: bool) -> Progress:
 
 def _parse(text: str) -> tuple[Progress, dict[str, tuple[int, str]]]:
     """What is in progress.json. Raises ValueError, naming the field and its value."""
-    facts = json.loads(text)
+    try:
+        facts = json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets lie too deep") from None
     if not isinstance(facts, dict):
         raise ValueError(f"it holds {facts!r:.80}, not the fields of a checkpoint")
     if missing := {"files", *(field.name for field in fields(Progress))} - LATER - facts.keys():
@@ -337,8 +341,15 @@ def _write(state: dict[str, Any], path: Path) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     save_tensors(state, path)
     written = load_file(path)
-    if not all(torch.equal(value, written[name]) for name, value in state.items() if not value.isnan().any()):
+    if not all(torch.equal(_bytes(value), _bytes(written[name])) for name, value in state.items()):
         raise UserError(f"{path}: the disk gave back other values than were written. Check the disk, then start again")
+
+
+def _bytes(value: Any) -> Any:
+    """Of a tensor: NaN is not equal to itself."""
+    import torch
+
+    return value.reshape(-1).view(torch.uint8)
 
 
 def _synced_sha256(path: Path) -> str:
