@@ -221,9 +221,10 @@ class Agent(LocalElasticAgent):
         lost = self._watch.lost() or "the machine that hosts the rendezvous has gone"
         words = (
             f"the ranks of this machine are done, but {lost}. Start the same command again: it goes on, or says that "
+            f"the run is finished"
         )
         rank = self._worker_group.workers[0].global_rank
-        return Failure(rank, self._watch.host, 1, f"{words}the run is finished", at=time.time(), stalled=True)
+        return Failure(rank, self._watch.host, 1, words, at=time.time(), stalled=True)
 
     def _exit_barrier(self) -> None:
         """`_of_others` has waited."""

@@ -38,12 +38,13 @@ def main() -> None:
 
     config = load(words.config, words.overrides, tell=print if place().rank == 0 else lambda line: None)
 
-    from pipeline.data.plausible import doubts
     from pipeline.run_plan import prepare
 
     world = words.processes or place().world
     plan = prepare(config, world, verify=place().local_rank == 0)
     if words.check:
+        from pipeline.data.plausible import doubts
+
         _try(config, plan)
         micro_batch, micro_steps = config.train.split(world)
         step = plan.progress.step

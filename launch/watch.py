@@ -173,11 +173,7 @@ class Watch:
 
     def lost(self) -> str:
         """The machines that nothing is heard of any more, in words; nothing if there are none."""
-        if self._num_machines == 1:
-            return ""
-        if (age_s := self._contact_age_s()) > UNHEARD_S:
-            return explain([], {"the machine that hosts the rendezvous": age_s})
-        return explain([], self._unheard_hosts())
+        return explain([], self._gone()) if self._num_machines > 1 else ""
 
     def close(self) -> None:
         """Look at nothing any more, signals included."""
@@ -265,9 +261,7 @@ class Watch:
         return seen + [one for of in others for one in of]
 
     def _words(self, seen: list[Seen]) -> str:
-        if (age_s := self._contact_age_s()) > UNHEARD_S:  # then nothing is known of any
-            return explain(seen, {"the machine that hosts the rendezvous": age_s})
-        return explain(self._known(seen), self._unheard_hosts())
+        return explain(seen if self._contact_age_s() > UNHEARD_S else self._known(seen), self._gone())
 
     def _contact_age_s(self) -> float:
         """Since the store answered."""
@@ -279,7 +273,10 @@ class Watch:
         reports = dict(self._reports)  # which other threads change
         return {number: now - report[3] for number, report in reports.items() if now - report[3] > UNHEARD_S}
 
-    def _unheard_hosts(self) -> dict[str, float]:
+    def _gone(self) -> dict[str, float]:
+        """The hosts that nothing is heard of, and for how long. Without the store nothing is known of any."""
+        if (age_s := self._contact_age_s()) > UNHEARD_S:
+            return {"the machine that hosts the rendezvous": age_s}
         reports = dict(self._reports)
         return {reports[number][0]: age_s for number, age_s in self._unheard().items() if number in reports}
 

@@ -18,6 +18,7 @@ from torch import nn
 from models.compiler import builds_triton
 from pipeline.config import Config
 from pipeline.reduction import Reducer
+from pipeline.rng import fold
 from pipeline.runtime import Runtime
 from pipeline.tasks.task import task_of
 
@@ -169,6 +170,4 @@ class Stepper:
 
 
 def _seed_of(*numbers: int) -> int:
-    from pipeline.rng import fold
-
     return int(fold(*numbers)) >> 1  # torch wants a signed 64-bit number

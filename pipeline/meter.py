@@ -17,7 +17,6 @@ from pipeline.errors import UserError
 from pipeline.journal import Journal
 from pipeline.runtime import Runtime
 from pipeline.stopwatch import Stopwatch
-from pipeline.tasks.task import task_of
 
 
 class Meter:
@@ -25,7 +24,7 @@ class Meter:
 
     def __init__(self, config: Config, runtime: Runtime, stepper: Stepper, journal: Journal):
         self.config, self.runtime, self.stepper, self.journal = config, runtime, stepper, journal
-        self.task = task_of(config)
+        self.task = stepper.task
         self.data_wait = Stopwatch(runtime.device)
         self._clear()
 

@@ -9,6 +9,7 @@ from pipeline import checkpoint, meter, train
 from pipeline import journal as keys
 from pipeline.config import parse
 from pipeline.run_plan import prepare
+from pipeline.tasks.classification import Classification
 from pipeline.train import lock_run
 from pipeline.whereabouts import Whereabouts
 
@@ -33,7 +34,7 @@ def meter_of(alone, points: list, wait_s: float, communication_s: float | None) 
     made = meter.Meter(
         parse({"train": {"global_batch": 10}}, "test"),
         alone,
-        SimpleNamespace(communication=watch),  # type: ignore[arg-type]
+        SimpleNamespace(communication=watch, task=Classification()),  # type: ignore[arg-type]
         SimpleNamespace(log=points.append),  # type: ignore[arg-type]
     )
     made.data_wait = SimpleNamespace(take_s=lambda: wait_s)  # type: ignore[assignment]

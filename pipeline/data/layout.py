@@ -55,7 +55,7 @@ class Layout(NamedTuple):
         """A class number, or a name that `names` does not have. Raises ValueError with the reason."""
         _, colon, field = self.label.partition(":")
         value: Any = _field(content, field) if colon else _text(content)
-        if not colon and isinstance(facts := _json(value), dict):
+        if not colon and value.lstrip().startswith("{") and isinstance(facts := _json(value), dict):
             raise ValueError(
                 f"holds JSON. Name the field of it: --label {self.label}:FIELD, of {', '.join(facts)[:200]}"
             )

@@ -77,7 +77,7 @@ def add(path: Path, entries: Iterable[Entry]) -> list[Entry]:
         ]
         if path.stat().st_size == 0:
             new.insert(0, Entry(*Entry._fields))
-        file.write(as_text(new))  # in one piece, or not at all
+        file.write(as_text(new))  # in one piece; half a line, of a full disk, is cut off above
         return [entry for entry in new if entry != Entry._fields]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.packing.listing import SPLITS, File
-from pipeline.wording import counted
+from pipeline.wording import counted, few
 
 IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|jfif)$", re.IGNORECASE)
 _TABLE = re.compile(r"\.(csv|tsv|jsonl?|xlsx|parquet|mat)$", re.IGNORECASE)
@@ -87,7 +87,8 @@ def class_files(folder: Path, prefix: str, required: bool) -> tuple[list[File], 
     if required and not any(map(_has_image, classes)):
         inner = subfolders(classes[0])
         example = f" ({classes[0].name}/{inner[0].name})" if inner else ""
-        notes.append(f"the folders of {folder.name} hold folders{example}: the classes are {', '.join(_few(classes))}")
+        names = [folder.name for folder in classes]
+        notes.append(f"the folders of {folder.name} hold folders{example}: the classes are {few(names)}")
     for class_folder in classes:
         listed = list(_walk(class_folder, f"{prefix}{class_folder.name}/"))
         if required and not listed:
@@ -96,10 +97,6 @@ def class_files(folder: Path, prefix: str, required: bool) -> tuple[list[File], 
     loose = sum(1 for entry in os.scandir(folder) if entry.is_file() and IMAGE_NAME.search(entry.name))
     notes += [f"left aside, in no class folder: {counted(loose, 'image')} directly in {folder.name}"] if loose else []
     return files, notes
-
-
-def _few(folders: list[Path]) -> list[str]:
-    return [folder.name for folder in folders[:3]] + ["..."] * (len(folders) > 3)
 
 
 def _walk(folder: Path | str, prefix: str, above: frozenset = frozenset()) -> Iterator[File]:

@@ -99,8 +99,8 @@ def test_a_rank_that_moves_is_left_alone(quick, rank, started):
     assert guard.verdict is None
 
 
-def test_a_rank_that_stands_still_is_told_and_ended(quick, rank, started, tmp_path):
-    guard, said = started
+def stand_still(guard: Watch, rank) -> None:
+    """After some steps, until the verdict."""
     for step in (2, 3, 4):
         rank[1].note(COMPUTE, step)
         time.sleep(0.1)
@@ -108,6 +108,11 @@ def test_a_rank_that_stands_still_is_told_and_ended(quick, rank, started, tmp_pa
     while guard.verdict is None and time.monotonic() < deadline:
         time.sleep(0.05)
     guard.ending()
+
+
+def test_a_rank_that_stands_still_is_told_and_ended(quick, rank, started, tmp_path):
+    guard, said = started
+    stand_still(guard, rank)
     assert 1 <= len(said) <= 2  # at 0.5 s, and at three times that
     assert said[0].startswith("warning: no rank has come to a new point for ")
     assert "all ranks are at the computation of step 4. The job ends after 0.0333333 min of this" in said[0]
@@ -123,13 +128,7 @@ def test_a_run_folder_that_hangs_does_not_keep_the_job_from_its_end(quick, rank,
     guard, _ = started
     monkeypatch.setattr(watch, "STACKS_S", 0.2)
     monkeypatch.setattr(guard, "_stacks", lambda seen: time.sleep(60))
-    for step in (2, 3, 4):
-        rank[1].note(COMPUTE, step)
-        time.sleep(0.1)
-    deadline = time.monotonic() + 20
-    while guard.verdict is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    guard.ending()
+    stand_still(guard, rank)
     assert guard.verdict
     assert "stacks of its ranks could not be written in 0 s" in guard.verdict.words
 
