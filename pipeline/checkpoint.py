@@ -295,6 +295,8 @@ def _parse(text: str) -> tuple[Progress, dict[str, tuple[int, str]]]:
         progress = _PROGRESS.validate_python(facts)
     except ValidationError as error:
         raise ValueError(first_mistake(error)) from None
+    if WEIGHTS not in files:
+        raise ValueError(f"its files have no {WEIGHTS}")
     if (progress.best_step is None) != (progress.best_error is None) or (progress.best_step or 0) > progress.step:
         raise ValueError(
             f"best_step={progress.best_step}, best_error={progress.best_error} cannot be at step={progress.step}"

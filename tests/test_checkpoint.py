@@ -556,6 +556,7 @@ def test_damaged_progress_is_named(save, content):
         ("classes", ["cat", 1], "classes.1=1 must be a valid string"),
         ("config", [], "config=[] must be a valid dictionary"),
         ("stride", 1, "stride=1 is no field of it"),
+        ("files", {}, "its files have no model.safetensors"),
         ("files", {"model.safetensors": ["9", "a" * 64]}, "model.safetensors.0='9' must be a valid integer"),
         ("files", {"model.safetensors": [9, "x"]}, "model.safetensors.1='x' String must match pattern"),
     ],

@@ -148,23 +148,29 @@ def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> I
         num_samples, root = manifest["num_samples"], manifest["shards_root"]
         given = manifest.get("layout")
         layout = Layout(tuple(given["image"]), given["label"], tuple(given["suffixes"])) if given else WEBDATASET
+        sums, rgb = manifest.get("columns", {}), manifest.get("rgb") or {}
+        if type(num_samples) is not int or not isinstance(root, str) or not isinstance(sums, dict):
+            raise ValueError(f"num_samples={num_samples!r:.40}, shards_root={root!r:.40}, columns={sums!r:.40}")
+        if not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes must be names")
+        rgb_mean = tuple(rgb["mean"]) if rgb else None
+        rgb_covariance = tuple(map(tuple, rgb["covariance"])) if rgb else None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(folder)) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}). Make it again with launch.pack") from None
     if not num_samples:
         raise UserError(f"{folder} holds no samples: every shard is empty. Pack a folder that has images in it")
 
-    there = [*COLUMNS, *(name for name in OPTIONAL if name in manifest.get("columns", {}))]
-    columns = {name: _load_column(folder / "index" / f"{name}.npy", num_samples) for name in there}
-    rgb = manifest.get("rgb") or {}
+    there = COLUMNS | {name: dtype for name, dtype in OPTIONAL.items() if name in sums}
+    columns = {name: _load_column(_column(folder, name), dtype, num_samples) for name, dtype in there.items()}
     index = Index(
         folder=folder,
         shards_root=_shards_root(str(where).rstrip("/"), root),
         shards=shards,
         classes=classes,
-        rgb_mean=tuple(rgb["mean"]) if rgb else None,
-        rgb_covariance=tuple(map(tuple, rgb["covariance"])) if rgb else None,
+        rgb_mean=rgb_mean,
+        rgb_covariance=rgb_covariance,
         layout=layout,
         **columns,
     )
@@ -176,6 +182,9 @@ def load(where: str | Path, verify: bool = True, cache: Path | None = None) -> I
             f"{index.label[sample]}, but the class list in {path} has {len(classes)} names"
         )
     _check_places(index)
+    for name in there if verify else ():
+        if name in sums and file_sha256(_column(folder, name)) != sums[name]:
+            raise UserError(f"{_column(folder, name)} is not what {path} was written with. Make the index again")
     if verify and not index.is_remote:
         _check_shards(index, path)
     return index
@@ -220,13 +229,20 @@ def _no_index(folder: Path) -> str:
     )
 
 
-def _load_column(path: Path, num_samples: int) -> np.ndarray:
+def _column(folder: Path, name: str) -> Path:
+    return folder / "index" / f"{name}.npy"
+
+
+def _load_column(path: Path, dtype: type, num_samples: int) -> np.ndarray:
     try:
         column = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}). Make the index again with launch.pack") from None
+    if column.dtype.kind != np.dtype(dtype).kind:
+        raise UserError(f"{path} holds {column.dtype}, not {np.dtype(dtype).name}. Make the index again")
     if column.shape != (num_samples,):
-        raise UserError(f"{path} has {len(column)} rows, the manifest says {num_samples}. Make the index again")
+        rows = column.shape[0] if column.shape else 0
+        raise UserError(f"{path} has {rows} rows, the manifest says {num_samples}. Make the index again")
     return column
 
 

@@ -64,6 +64,39 @@ def test_a_row_that_ends_beyond_all_integers_is_refused(make_set):
         index.load(folder)
 
 
+def test_columns_that_are_not_the_manifests_are_refused(make_set):
+    folder = make_set("a", 10)
+    label = folder / "index" / "label.npy"
+    whole = np.load(label)
+    for wrong, told in (
+        (whole[::-1].copy(), "label.npy is not what .* was written with"),
+        (whole + 0.5, "label.npy holds float64, not int32"),
+        (whole.astype("S3"), "label.npy holds .*, not int32"),
+        (np.int32(3), "label.npy has 0 rows, the manifest says 10"),
+    ):
+        np.save(label, wrong)
+        with pytest.raises(UserError, match=told):
+            index.load(folder)
+    np.save(label, whole)
+    assert len(index.load(folder)) == 10
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"shards_root": 5}, {"columns": None}, {"classes": [1, 2]}, {"rgb": {"mean": [0, 0, 0]}}, {"rgb": [1]}),
+        *({"shards": 3}, {"num_samples": "10"}, {"layout": [1]}),
+    ],
+    ids=str,
+)
+def test_a_manifest_of_other_types_is_told(make_set, wrong):
+    folder = make_set("a", 10)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | wrong))
+    with pytest.raises(UserError, match=r"manifest.json is damaged \("):
+        index.load(folder)
+
+
 def test_third_party_names_and_components_are_understood(tmp_path):
     members = [("a/b.JPEG", JPEG), ("a/b.json", b"{}"), ("a/b.cls", b" 3\n"), ("c.seg.png", JPEG), ("c.webp", JPEG)]
     write_tar(tmp_path / "s.tar", [*members, ("c.cls", b"0")])
