@@ -20,7 +20,7 @@ help:
 	@echo "make install  the environment alone, in .venv; CUDA=12 or CUDA=13 chooses the builds, by default the driver does"
 	@echo "make test     the fast tests: a few minutes on 2 CPU cores"
 	@echo "make check    format, lint, types, fast tests: before every commit"
-	@echo "make test-all fast and slow tests, what .ci/run runs: about 27 minutes"
+	@echo "make test-all fast and slow tests, what .ci/run runs: about 18 minutes"
 	@echo "make prove    long proofs, by hand before a release: learning, memory, mutants, and make soak (some 3 hours)"
 	@echo "make soak     200 kills and signals over many runs, whose weights must be those of undisturbed ones"
 

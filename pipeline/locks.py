@@ -48,20 +48,34 @@ def only_job(folder: Path) -> Iterator[None]:
     try:
         _create(sign, mine)
     except FileExistsError:
-        host, pid, started, *_ = [*sign.read_text().split(), "", "", ""]
+        held = sign.read_text()
+        host, pid, started, *_ = [*held.split(), "", "", ""]
         now = _started(int(pid)) if pid.isdecimal() else "?"
         is_dead = now == "" or (bool(started) and now not in (started, "?"))  # containers reuse numbers, not ticks
-        if host != socket.gethostname() or not is_dead:
+        if host != socket.gethostname() or not is_dead or not _take_over(sign, held, mine):
             raise UserError(
                 f"{refusal} (It is process {pid or '?'} on {host or '?'}; this file system has no locks to ask. If it "
                 f"is dead: rm {shlex.quote(str(sign))})"
             ) from None
-        sign.unlink()
-        _create(sign, mine)
     try:
         yield
     finally:
         sign.unlink(missing_ok=True)
+
+
+def _take_over(sign: Path, held: str, mine: str) -> bool:
+    """Put our sign in place of a dead one that says `held`; False if another job was faster."""
+    aside = sign.with_name(f"{sign.name}-{os.getpid()}")
+    try:
+        os.rename(sign, aside)
+        if aside.read_text() != held:  # the living one of a job that took it over meanwhile
+            os.rename(aside, sign)
+            return False
+        aside.unlink()
+        _create(sign, mine)
+    except (FileNotFoundError, FileExistsError):
+        return False
+    return True
 
 
 def _started(pid: int) -> str:

@@ -162,7 +162,7 @@ def test_without_locks_two_jobs_do_not_share_a_folder(no_locks, tmp_path):
         pass
 
 
-def test_without_locks_a_killed_job_of_this_machine_is_no_obstacle(no_locks, tmp_path):
+def test_without_locks_a_killed_job_of_this_machine_is_no_obstacle(no_locks, tmp_path, monkeypatch):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / ".job").write_text(f"{HOST} {dead.pid}")
@@ -171,6 +171,20 @@ def test_without_locks_a_killed_job_of_this_machine_is_no_obstacle(no_locks, tmp
     (tmp_path / ".job").write_text(f"{HOST} {os.getpid()} 12345")  # of a container before this one
     with only_job(tmp_path):
         pass
+    (tmp_path / ".job").write_text(f"{HOST} {dead.pid}")
+    rename = os.rename
+
+    def late(old, new) -> None:
+        """Another job has found the same dead one, and was faster."""
+        monkeypatch.setattr(os, "rename", rename)
+        (tmp_path / ".job").write_text(living)
+        rename(old, new)
+
+    living = f"{HOST} {os.getppid()}"
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(UserError, match="another job trains in"), only_job(tmp_path):
+        pass
+    assert [path.read_text() for path in tmp_path.glob(".job*")] == [living]
     (tmp_path / ".job").write_text(f"node7 {dead.pid}")  # who knows
     with pytest.raises(UserError, match=f"process {dead.pid} on node7; "), only_job(tmp_path):
         pass
