@@ -29,6 +29,7 @@ def run_command(main: Callable[[], None]) -> None:
         _end_with_launcher()
     try:
         main()
+        sys.stdout.flush()
     except Stopped as stopped:
         code = 128 + stopped.number
     except KeyboardInterrupt as interrupt:
@@ -36,6 +37,8 @@ def run_command(main: Callable[[], None]) -> None:
         if under_torchrun:
             _die_of(number)
         code = 128 + number
+    except BrokenPipeError:
+        code = _unread()
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None and not under_torchrun:
@@ -58,6 +61,12 @@ def _mistake(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OURS:
         return f"{error}: {sys.executable} lacks it. Run make install, then .venv/bin/python"
     return None
+
+
+def _unread() -> int:
+    """The exit code when nobody reads what is said any more, as behind `| head`: as if SIGPIPE had ended it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to say goes nowhere
+    return 128 + signal.SIGPIPE
 
 
 def _leave(code: int) -> None:
@@ -126,7 +135,11 @@ def run_pool(module: str, work: Callable[[Any], int], interrupted_says: str) -> 
         loaded = importlib.import_module(module)
         for number in before:  # not sooner: NumPy's import makes an ImportError of an interrupt
             signal.signal(number, _interrupt)
-        return work(loaded)
+        code = work(loaded)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _unread()
     except Exception as error:
         if (mistake := _mistake(error)) is None:
             raise

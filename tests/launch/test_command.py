@@ -1,6 +1,7 @@
 """What a mistake looks like: under torchrun too, whichever process makes it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,27 @@ def test_without_the_environment_each_command_says_one_line(module):
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: {sys.executable} lacks numpy, ")
     assert done.stderr.endswith("torch, yaml. Run make install, then .venv/bin/python\n")
+
+
+@pytest.mark.parametrize("module", ["launch.lint", "launch.train"])
+def test_a_reader_that_leaves_is_no_traceback(tmp_path, held_out, module):
+    """As `| head -1` does."""
+    words = [held_out, "--out", tmp_path, "--workers", "1"]
+    if module == "launch.train":
+        words = [
+            "configs/alexnet_cpu.yaml",
+            f"data.train={held_out}",
+            "data.validation=none",
+            f"run={tmp_path / 'run'}",
+        ]
+        words += ["train.global_batch=4", "--check"]
+    command = [sys.executable, "-m", module, *words]
+    ended = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert ended.stdout
+    assert ended.stderr
+    ended.stdout.close()
+    assert ended.stderr.read() == ""
+    assert ended.wait() == 128 + signal.SIGPIPE
 
 
 def test_a_package_that_is_missing_is_told_in_one_message(tmp_path):
