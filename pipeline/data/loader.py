@@ -35,8 +35,14 @@ class Rendered:
     for; the rest as in `Batch`."""
 
     images: list[list[torch.Tensor]]
+    targets: torch.Tensor
     valid: torch.Tensor
     ids: np.ndarray
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """As earlier versions had them, for scripts that read sets: -1 where a row is not valid."""
+        return torch.where(self.valid, self.targets, -1)
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,7 @@ def train_batches(
         antialias=data.antialias,
         **_how(source, data, place, device),
     )
-    return (
-        Batch(images, _upload(request.labels, device), _upload(request.valid, device), request.ids)
-        for request, images in _closing(decoded, source)
-    )
+    return (Batch(images, *_uploaded(request, device)) for request, images in _closing(decoded, source))
 
 
 def train_requests(source: Source, data: Data, order: Order, seed: int, micro_steps: int) -> Iterator[Request]:
@@ -144,9 +147,7 @@ def eval_batches(
         for _, ids in source.walk()
     )
     rendered = render(requests, renderings=renderings, **_how(source, data, place, device))
-    return (
-        Rendered(images, _upload(request.valid, device), request.ids) for request, images in _closing(rendered, source)
-    )
+    return (Rendered(images, *_uploaded(request, device)) for request, images in _closing(rendered, source))
 
 
 def window_recipe(index: Index, data: Data):
@@ -200,8 +201,12 @@ def _closing(decoded: Generator[tuple[Request, T], None, None], source: Source) 
         source.close()
 
 
-def _upload(column: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(column).to(device, non_blocking=True)
+def _uploaded(request: Request, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Targets and `valid` on the device, ids."""
+    targets, valid = (
+        torch.from_numpy(column).to(device, non_blocking=True) for column in (request.labels, request.valid)
+    )
+    return targets, valid, request.ids
 
 
 def decodes_on_gpu(data: Data, device_type: str) -> bool:

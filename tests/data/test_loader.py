@@ -234,7 +234,7 @@ def test_evaluation_of_some_samples_sees_them_in_their_order(held_out):
         samples=chosen,
     )
     assert batch.ids.tolist() == chosen.tolist()
-    assert batch.valid.all()
+    assert batch.labels.tolist() == index.label[chosen].tolist()
 
 
 def test_statistics_of_the_shards_are_needed_for_their_colours(photos):

@@ -291,7 +291,7 @@ def test_padding_shows_sample_0_even_if_that_is_bad(make_set):
     index = load(make_set("first", 5, broken=[0]))
     (only,) = eval_batches(index, settings(), [Rendering(36)], place=Place(1, 2, 1, 2), device=CPU, micro_batch=3)
     assert only.ids.tolist() == [3, 4, -1]
-    assert only.valid.tolist() == [True, True, False]
+    assert only.labels.tolist() == [3, 4, -1]
 
 
 def test_a_set_that_may_only_be_read(rotten, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from models.build import build, known_names
 from models.dense import Dense
 from pipeline import engine, optim
 from pipeline.config import Config, Data, parse
-from pipeline.data.loader import Batch, Rendered, _upload
+from pipeline.data.loader import Batch, Rendered, _uploaded
 from pipeline.data.rendering import Rendering
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.evaluate import ScoredModel, evaluate
@@ -277,7 +277,12 @@ def table_of(
         sizes = [rendering.sizes(*sides.T).tolist() for rendering in renderings]
         for some in ids:
             images = [[torch.empty(*size, 3, dtype=torch.uint8, device=CUDA) for size in of_one] for of_one in sizes]
-            yield Rendered(images, torch.ones(rows, dtype=torch.bool, device=CUDA), some)
+            yield Rendered(
+                images,
+                torch.empty(rows, dtype=torch.int64, device=CUDA),
+                torch.ones(rows, dtype=torch.bool, device=CUDA),
+                some,
+            )
 
     patch.setattr(evaluation, "eval_batches", eval_batches)
     patch.setattr(Accumulator, "reduced", lambda table: table)
@@ -321,7 +326,9 @@ def test_every_kind_of_view_stays_on_the_gpu_and_reads_nothing_back(views, real,
 
 
 def test_targets_are_uploaded_without_waiting(guard):
-    assert [_upload(column, CUDA).device for column in (np.arange(ROWS), np.arange(ROWS) > 3)] == [CUDA] * 2
+    asked: Any = SimpleNamespace(labels=np.arange(ROWS), valid=np.arange(ROWS) > 3, ids=np.arange(ROWS))
+    targets, valid, _ = _uploaded(asked, CUDA)
+    assert (targets.device, valid.device) == (CUDA, CUDA)
     assert guard.uploads == [True] * 2
 
 
