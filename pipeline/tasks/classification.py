@@ -80,15 +80,6 @@ def _known(labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     return torch.where(valid, labels, IGNORED)
 
 
-def scores(self, counts: torch.Tensor) -> dict[str, float]:
-    return score(counts).as_dict()
-
-
-def _ignoring(labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """A mask that indexes would make a GPU wait, and another reduction than ignore_index would round otherwise."""
-    return torch.where(rows, IGNORED, labels)
-
-
 def score(counts: torch.Tensor) -> Score:
     """A Score from the float64 [4] that `Classification.counts` sums up to, all ranks added."""
     seen, correct1, correct5, loss = counts.tolist()
