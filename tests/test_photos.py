@@ -16,7 +16,7 @@ from torchvision.transforms import Resize
 from pipeline.config import Data
 from pipeline.data.index import load
 from pipeline.data.loader import eval_batches
-from pipeline.data.rendering import Rendering
+from pipeline.data.output import Output
 from pipeline.data.storage.reader import Reader
 from pipeline.runtime import Place
 
@@ -50,7 +50,7 @@ def test_dali_decodes_and_resizes_photos_as_pil_does(packed):
     index = load(packed / "test")
     reader, differences = Reader(index), []
     how = {"place": Place(0, 1, 0, 1), "device": torch.device("cpu"), "micro_batch": 64}
-    for batch in eval_batches(index, Data(), [Rendering(256)], **how):
+    for batch in eval_batches(index, Data(), [Output(256)], **how):
         for sample, image in zip(batch.ids.tolist(), batch.images[0], strict=True):
             if sample >= 0:
                 encoded = bytes(reader.read(np.array([sample]))[0])

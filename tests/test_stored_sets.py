@@ -15,7 +15,7 @@ from launch import evaluate, lint
 from pipeline.config import Data
 from pipeline.data import index, quarantine
 from pipeline.data.loader import eval_batches
-from pipeline.data.rendering import Rendering
+from pipeline.data.output import Output
 from pipeline.data.storage.reader import Reader
 from pipeline.runtime import Place
 
@@ -58,13 +58,13 @@ def test_an_indexed_set_leaves_out_what_its_quarantine_names(tmp_path):
     batches = eval_batches(
         index.load(folder),
         Data(threads=1, crop_px=32, resize_px=32),
-        [Rendering(32)],
+        [Output(32)],
         place=Place(0, 1, 0, 1),
         device=torch.device("cpu"),
         micro_batch=6,
     )
     [batch] = list(batches)
-    assert batch.labels.tolist() == [0, 1, 2, 0, -1, 2]
+    assert batch.valid.tolist() == [True, True, True, True, False, True]
     assert lint.main([str(folder), "--workers", "1"]) == lint.ERRORS  # the torn image, and nothing else
     assert json.loads((folder / "lint.json").read_text())["counts"]["error"] == 1
     assert quarantine.read(folder / index.QUARANTINE) == entries

@@ -6,52 +6,48 @@ A batch is always full; rows that only pad it have id -1 and are not valid, so n
 
 import os
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.config import Data
-from pipeline.data import windows
+from pipeline.data import crops
 from pipeline.data.decoding.dali import Decoder
-from pipeline.data.decoding.decoder import decode, render
+from pipeline.data.decoding.decoder import Workers, decode
+from pipeline.data.fields import Labels, Targets
+from pipeline.data.geometry import Placements
 from pipeline.data.index import Index
 from pipeline.data.order import Order, machine_part, rank_part, sequential_batch
+from pipeline.data.output import Normal, Output
 from pipeline.data.quarantine import Refuse, refuse
-from pipeline.data.rendering import Rendering
-from pipeline.data.request import Request, shown
+from pipeline.data.request import Request, clamp_padding
 from pipeline.data.source import Source
 from pipeline.errors import UserError
 from pipeline.runtime import Place
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class Rendered:
-    """images[r][n] is row n in rendering r: uint8 [height, width, 3] on the device, valid until the next batch is asked
-    for; the rest as in `Batch`."""
+class Batch:
+    """images float32 [n, 3, px, px]; the task's targets; valid bool [n], false where a row is padding or its image
+    could not be decoded; ids int64 [n], -1 where a row is padding."""
 
-    images: list[list[torch.Tensor]]
+    images: torch.Tensor
     targets: torch.Tensor
     valid: torch.Tensor
     ids: np.ndarray
 
-    @property
-    def labels(self) -> torch.Tensor:
-        """As earlier versions had them, for scripts that read sets: -1 where a row is not valid."""
-        return torch.where(self.valid, self.targets, -1)
-
 
 @dataclass(frozen=True)
-class Batch:
-    """images float32 [n, 3, px, px]; targets, which are labels int64 [n]; valid bool [n], false where a row is padding
-    or its image could not be decoded; ids int64 [n], -1 where a row is padding."""
+class WholeImages:
+    """images[k][n] is row n in output k: uint8 [height, width, 3] on the device, valid until the next batch is asked
+    for; the rest as in `Batch`."""
 
-    images: torch.Tensor
-    targets: torch.Tensor
+    images: list[list[torch.Tensor]]
     valid: torch.Tensor
     ids: np.ndarray
 
@@ -75,13 +71,15 @@ def train_batches(
     micro_steps: int,
     first_step: int,
     last_step: int,
+    task: Targets | None = None,
     run: Path | None = None,
     too_many_bad: Refuse = refuse,
 ) -> Iterator[Batch]:
     """This rank's micro-batches of the steps first_step .. last_step - 1, `micro_steps` a step.
 
-    `run` is the folder whose bad_images.tsv the ranks share; `too_many_bad` is told of more than `data.max_bad_images`,
-    and by default raises UserError. Raises UserError for a remote shard that cannot be fetched.
+    Targets are those of `task`, by default labels. `run` is the folder whose bad_images.tsv the ranks share;
+    `too_many_bad` is told of more than `data.max_bad_images`, and by default raises UserError. Raises UserError for a
+    remote shard that cannot be fetched.
     """
     steps = range(first_step, last_step)
     source = Source(
@@ -93,38 +91,47 @@ def train_batches(
         run,
         too_many_bad,
     )
-    requests = train_requests(source, data, order, seed, micro_steps)
-    decoded = decode(
-        requests,
-        px=data.crop_px,
-        mean=data.mean,
-        std=data.std,
-        interpolation=data.interpolation,
-        antialias=data.antialias,
-        **_how(source, data, place, device),
-    )
-    return (Batch(images, *_uploaded(request, device)) for request, images in _closing(decoded, source))
+    requests = train_requests(source, data, order, seed, micro_steps, task or Labels())
+    return _train_batches(_decoded(requests, [train_output(data)], source, data, place, device), device)
 
 
-def train_requests(source: Source, data: Data, order: Order, seed: int, micro_steps: int) -> Iterator[Request]:
-    """What `train_batches` asks its decoder for."""
-    index, choose = source.index, window_recipe(source.index, data)
-    for step, mine in source.walk():
-        for ids in np.split(mine, micro_steps):
-            yield source.request(ids, choose(index.height[ids], index.width[ids], ids, seed, order.epoch(step)))
+def _train_batches(decoded: Iterator[tuple[Request, list[Any]]], device: torch.device) -> Iterator[Batch]:
+    for request, (images,) in decoded:
+        assert request.targets
+        targets = request.targets.result().to(device, non_blocking=True)
+        yield Batch(images, targets, _upload(request.valid, device), request.ids)
+
+
+def train_output(data: Data) -> Output:
+    """What the network sees in training."""
+    return Output(data.crop_px, data.interpolation, data.antialias, square=True, normal=Normal(data.mean, data.std))
+
+
+def train_requests(
+    source: Source, data: Data, order: Order, seed: int, micro_steps: int, task: Targets
+) -> Iterator[Request]:
+    """What `train_batches` asks its decoder for. Targets are made on a thread meanwhile."""
+    index, choose, output = source.index, recipe(source.index, data), train_output(data)
+    with ThreadPoolExecutor(data.threads or 1) as pool:  # starts no more than it has work for
+        for step, mine in source.walk():
+            for ids in np.split(mine, micro_steps):
+                seen = choose(index.height[ids], index.width[ids], ids, seed, order.epoch(step))
+                placements = Placements(seen, output.sizes(seen.height, seen.width))
+                targets = pool.submit(task.targets, source.values(task.fields, ids), placements)
+                yield replace(source.request(ids, seen), targets=targets)
 
 
 def eval_batches(
     index: Index,
     data: Data,
-    renderings: Sequence[Rendering],
+    outputs: Sequence[Output],
     *,
     place: Place,
     device: torch.device,
     micro_batch: int,
     samples: np.ndarray | None = None,
-) -> Iterator[Rendered]:
-    """This rank's share of every sample (or of `samples`, ids [n]), once: whole images in each of `renderings`, to cut
+) -> Iterator[WholeImages]:
+    """This rank's share of every sample (or of `samples`, ids [n]), once: whole images in each of `outputs`, to cut
     views from. Each image is decoded once."""
     samples = np.arange(index.num_samples) if samples is None else samples
     rows = min(micro_batch, -(-len(samples) // place.world))
@@ -143,57 +150,50 @@ def eval_batches(
         lambda step: machine_part(batch(step), place),
     )
     requests = (
-        source.request(ids, windows.whole(index.height[shown(ids)], index.width[shown(ids)]))
+        source.request(ids, crops.whole(index.height[clamp_padding(ids)], index.width[clamp_padding(ids)]))
         for _, ids in source.walk()
     )
-    rendered = render(requests, renderings=renderings, **_how(source, data, place, device))
-    return (Rendered(images, *_uploaded(request, device)) for request, images in _closing(rendered, source))
+    decoded = _decoded(requests, outputs, source, data, place, device)
+    return (WholeImages(images, _upload(request.valid, device), request.ids) for request, images in decoded)
 
 
-def window_recipe(index: Index, data: Data):
+def recipe(index: Index, data: Data) -> crops.Recipe:
     """The config's recipe as one function of (heights, widths, ids, seed, epoch)."""
-    settings: dict = {"pca": _pca(index, data)}
-    if data.recipe == "alexnet":
-        settings |= {"crop_px": data.crop_px, "resize_px": data.resize_px}
-    elif data.recipe == "vgg":
-        settings |= {"crop_px": data.crop_px, "scale_px": data.scale_px}
-    else:
-        settings |= {"area": data.area, "aspect": data.aspect}
-    recipe = getattr(windows, data.recipe)
-
-    def choose(heights, widths, ids, seed, epoch) -> windows.Windows:
-        return recipe(heights, widths, ids, seed, epoch, **settings)
-
-    return choose
+    choose, names = crops.RECIPES[data.recipe]
+    return partial(choose, pca=_pca(index, data), **{name: getattr(data, name) for name in names})
 
 
 def _pca(index: Index, data: Data):
     if data.pca_std == 0:
         return None
     if data.pca == "imagenet":
-        return windows.IMAGENET_EIGENVALUES, windows.IMAGENET_EIGENVECTORS, data.pca_std
+        return crops.IMAGENET_EIGENVALUES, crops.IMAGENET_EIGENVECTORS, data.pca_std
     if index.rgb_covariance is None:
         raise UserError(
             f"data.pca=shards, but {index.folder} was indexed without RGB statistics. Use data.pca=imagenet, or pack "
             f"the images with launch.pack"
         )
-    return *windows.pca_of(index.rgb_covariance), data.pca_std
+    return *crops.pca_of(index.rgb_covariance), data.pca_std
 
 
-def _how(source: Source, data: Data, place: Place, device: torch.device) -> dict[str, Any]:
-    """What the decoder must know beside what to decode, in training and evaluation."""
-    return {
-        "decoder": Decoder(source.index.is_raw, data.decode_whole, data.hw_decoder_load),
-        "device": device,
-        "on_gpu": decodes_on_gpu(data, device.type),
-        "threads": data.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world),
-        "prefetch": data.prefetch,
-        "bad": source.bad,
-    }
+def _decoded(
+    requests: Iterator[Request],
+    outputs: Sequence[Output],
+    source: Source,
+    data: Data,
+    place: Place,
+    device: torch.device,
+) -> Iterator[tuple[Request, list[Any]]]:
+    """The requests with their images in each of the outputs. What they rest on is closed at the end."""
+    decoder = Decoder(source.index.is_raw, data.decode_whole, data.hw_decoder_load)
+    threads = data.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world)
+    workers = Workers(device, decodes_on_gpu(data, device.type), threads, data.prefetch)
+    return _closing(decode(requests, decoder, outputs, workers, source.bad), source)
 
 
-def _closing(decoded: Generator[tuple[Request, T], None, None], source: Source) -> Iterator[tuple[Request, T]]:
-    """`decoded`, and what it rests on closed at its end."""
+def _closing(
+    decoded: Generator[tuple[Request, list[Any]], None, None], source: Source
+) -> Iterator[tuple[Request, list[Any]]]:
     try:
         yield from decoded
     finally:
@@ -201,12 +201,8 @@ def _closing(decoded: Generator[tuple[Request, T], None, None], source: Source) 
         source.close()
 
 
-def _uploaded(request: Request, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Targets and `valid` on the device, ids."""
-    targets, valid = (
-        torch.from_numpy(column).to(device, non_blocking=True) for column in (request.labels, request.valid)
-    )
-    return targets, valid, request.ids
+def _upload(column: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(column).to(device, non_blocking=True)
 
 
 def decodes_on_gpu(data: Data, device_type: str) -> bool:

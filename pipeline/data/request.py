@@ -1,28 +1,32 @@
 """What the loader asks of a decoder: one batch of images with their windows, before any pixel is there."""
 
 import io
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import numpy as np
+import torch
 
 from pipeline.data.decoding.pillow import Undecodable, pixels
-from pipeline.data.windows import Windows
+from pipeline.data.geometry import Crops
 
 
 @dataclass(frozen=True)
 class Request:
-    """ids int64 [n], -1 for padding; labels int64 [n]; valid bool [n], false for rows that nobody looks at, padding and
-    stand-ins; images; windows in them.
+    """ids int64 [n], -1 for padding; valid bool [n], false for rows that nobody looks at, padding and placeholders;
+    images; windows in them, and how far these reached beyond their images before they were cut off there (see
+    `geometry.clip`), None if none did; in training, the targets in the making.
 
     An image is uint8: encoded bytes [size], or, of a raw set, the rows [height, width, 3] that its window covers.
     """
 
     ids: np.ndarray
-    labels: np.ndarray
     valid: np.ndarray
     images: list[np.ndarray]
-    windows: Windows
+    windows: Crops
+    beyond: np.ndarray | None = None
+    targets: Future[torch.Tensor] | None = None
 
     def cut(self) -> list[np.ndarray]:
         """The windows of raw images: uint8 views [height, width, 3]."""
@@ -32,8 +36,9 @@ class Request:
     def row(self, number: int) -> "Request":
         """One row as a request of its own."""
         one = slice(number, number + 1)
-        columns = {field.name: getattr(self.windows, field.name)[one] for field in fields(Windows)}
-        return Request(self.ids[one], self.labels[one], self.valid[one], self.images[one], Windows(**columns))
+        columns = {field.name: getattr(self.windows, field.name)[one] for field in fields(Crops)}
+        beyond = None if self.beyond is None else self.beyond[one]
+        return Request(self.ids[one], self.valid[one], self.images[one], Crops(**columns), beyond)
 
     def shown_by_pillow(self, row: int) -> np.ndarray | str:
         """The window of an encoded image, decoded by Pillow, as an uncompressed PNG: graphs take encoded images alone.
@@ -60,7 +65,7 @@ class Request:
         mixed = [images.get(row, image) for row, image in enumerate(self.images)]
         return replace(self, images=mixed, windows=replace(self.windows, top=top, left=left))
 
-    def without(self, bad: np.ndarray) -> "Request":
+    def with_placeholder(self, bad: np.ndarray) -> "Request":
         """This request with a grey stand-in, not valid, in the rows where `bad` (bool [n]) holds."""
         if not bad.any():
             return self
@@ -70,10 +75,12 @@ class Request:
         windows = self.windows
         corner = {name: np.where(bad, 0, getattr(windows, name)).astype(np.int32) for name in ("top", "left")}
         sides = {name: np.where(bad, 1, getattr(windows, name)).astype(np.int32) for name in ("height", "width")}
-        return replace(self, valid=self.valid & ~bad, images=images, windows=replace(windows, **corner, **sides))
+        beyond = None if self.beyond is None else np.where(bad[:, None], 0, self.beyond)
+        windows = replace(windows, **corner, **sides)
+        return replace(self, valid=self.valid & ~bad, images=images, windows=windows, beyond=beyond)
 
 
-def shown(ids: np.ndarray) -> np.ndarray:
+def clamp_padding(ids: np.ndarray) -> np.ndarray:
     """The samples whose images stand in the rows of `ids`: padding shows sample 0."""
     return np.maximum(ids, 0)
 

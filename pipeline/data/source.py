@@ -3,20 +3,21 @@
 In: ids and windows. Out: requests for the decoder.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import Data
+from pipeline.data.fields import Values, read
+from pipeline.data.geometry import Crops, clip
 from pipeline.data.index import Index
 from pipeline.data.quarantine import BadImages, Refuse, refuse
-from pipeline.data.request import Request, shown
+from pipeline.data.request import Request, clamp_padding
 from pipeline.data.storage.cache import Cache
 from pipeline.data.storage.prefetch import Prefetcher
 from pipeline.data.storage.reader import Reader
-from pipeline.data.windows import Windows
 
 
 class Source:
@@ -47,7 +48,7 @@ class Source:
         return self.index.location(shard), facts.size, facts.sha256
 
     def _shards(self, step: int) -> np.ndarray:
-        return np.unique(self.index.shard[shown(self.machine_needs(step))])
+        return np.unique(self.index.shard[clamp_padding(self.machine_needs(step))])
 
     def walk(self) -> Iterator[tuple[int, np.ndarray]]:
         """Each step with this rank's ids; shards are fetched some way ahead of it."""
@@ -56,16 +57,20 @@ class Source:
                 self.ahead.reached(step)
             yield step, self.needs(step)
 
-    def request(self, ids: np.ndarray, seen: Windows) -> Request:
+    def values(self, fields: Sequence[str], ids: np.ndarray) -> Values:
+        """What the samples of `ids` have in these fields; -1 is padding."""
+        return read(self.index, self.reader, fields, clamp_padding(ids))
+
+    def request(self, ids: np.ndarray, crops: Crops) -> Request:
         """Ask for these windows of the images of `ids`; -1 is padding."""
-        samples = shown(ids)
-        labels = self.index.label[samples].astype(np.int64)
+        samples = clamp_padding(ids)
+        windows, beyond = clip(crops, self.index.height[samples], self.index.width[samples])
         if self.index.is_raw:
-            images = self.reader.read_rows(samples, seen)
-            seen = replace(seen, top=np.zeros_like(seen.top))
+            images = self.reader.read_rows(samples, windows)
+            windows = replace(windows, top=np.zeros_like(windows.top))
         else:
             images = self.reader.read(samples)
-        return Request(ids, labels, ids >= 0, images, seen).without(self.bad.among(samples))
+        return Request(ids, ids >= 0, images, windows, beyond).with_placeholder(self.bad.among(samples))
 
     def close(self) -> None:
         """Stop fetching ahead."""

@@ -18,7 +18,7 @@ from models.dense import Dense
 from pipeline.config import Data
 from pipeline.data.index import Index
 from pipeline.data.loader import eval_batches
-from pipeline.data.rendering import Rendering
+from pipeline.data.output import Output
 from pipeline.errors import UserError
 from pipeline.evaluation.outcomes import Accumulator, Outcomes
 from pipeline.runtime import Runtime
@@ -60,18 +60,16 @@ def evaluate(
     UserError for a dense view of a network that has no dense form.
     """
     scorers = [_Scorer(one, views, runtime.device, bf16) for one in scored_models]
-    renderings = sorted({rendering for scorer in scorers for rendering in scorer.renderings})
+    outputs = sorted({output for scorer in scorers for output in scorer.outputs})
     labels = index.label.astype(np.int64) if labels is None else labels
     table, done = Accumulator(labels, list(views), runtime.device), 0
-    for batch in eval_batches(index, data, renderings, place=runtime, device=runtime.device, micro_batch=micro_batch):
+    for batch in eval_batches(index, data, outputs, place=runtime, device=runtime.device, micro_batch=micro_batch):
         progress(min(done, len(labels)))
         done += len(batch.ids) * runtime.world
         rows = np.flatnonzero(batch.ids >= 0)  # the others are padding
         if not len(rows):
             continue
-        images = {
-            rendering: [of_one[row] for row in rows] for rendering, of_one in zip(renderings, batch.images, strict=True)
-        }
+        images = {output: [some[row] for row in rows] for output, some in zip(outputs, batch.images, strict=True)}
         found = [scorer.probabilities(images) for scorer in scorers]
         equal = [1 / len(found)] * len(found)
         averaged = [_mean([one[number] for one in found], equal) for number in range(len(views))]
@@ -102,24 +100,24 @@ class _Scorer:
         self.crops = sorted((look for look in wanted if look.place != "dense"), key=lambda look: look.mirrored)
         self.whole = sorted({look.scale_px for look in wanted if look.place == "dense"})
         scales = sorted({look.scale_px for look in wanted})
-        self.rendering = {px: Rendering(px, data.interpolation, data.antialias) for px in scales}
-        self.renderings = list(self.rendering.values())
+        self.output = {px: Output(px, data.interpolation, data.antialias) for px in scales}
+        self.outputs = list(self.output.values())
         mean, std = 255 * torch.tensor(data.mean), 255 * torch.tensor(data.std)
         self.scale, self.offset = (1 / std).to(device), (-mean / std).to(device)
         self.dense = require_views(scored_model.network, data, views)
 
-    def probabilities(self, images: dict[Rendering, list[torch.Tensor]]) -> list[torch.Tensor]:
+    def probabilities(self, images: dict[Output, list[torch.Tensor]]) -> list[torch.Tensor]:
         """Float64 [n, classes] of each view."""
         by_look = self._of_crops(images)
         for px in self.whole:
-            by_look |= self._of_whole(px, images[self.rendering[px]])
+            by_look |= self._of_whole(px, images[self.output[px]])
         return [_mean([by_look[look] for look, _ in view], [weight for _, weight in view]) for view in self.views]
 
-    def _of_crops(self, images: dict[Rendering, list[torch.Tensor]]) -> dict[Look, torch.Tensor]:
+    def _of_crops(self, images: dict[Output, list[torch.Tensor]]) -> dict[Look, torch.Tensor]:
         if not self.crops:
             return {}
         # Mirrored ones last, so that they are neighbours.
-        asked = [(look, image) for look in self.crops for image in images[self.rendering[look.scale_px]]]
+        asked = [(look, image) for look in self.crops for image in images[self.output[look.scale_px]]]
         size = ROWS_ON_GPU if self.device.type == "cuda" else ROWS_ON_CPU
         found = torch.cat([self._forward(asked[start : start + size]) for start in range(0, len(asked), size)])
         return dict(zip(self.crops, found.view(len(self.crops), -1, found.shape[1]), strict=True))

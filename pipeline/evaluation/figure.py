@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.config import Data
 from pipeline.data.index import Index
 from pipeline.data.loader import eval_batches
-from pipeline.data.rendering import Rendering
+from pipeline.data.output import Output
 from pipeline.evaluation.outcomes import NO_CLASS, Outcome, Outcomes
 from pipeline.runtime import Place
 
@@ -132,7 +132,7 @@ def _pictures(ids: np.ndarray, index: Index, data: Data) -> list[np.ndarray]:
     read = eval_batches(
         index,
         data.model_copy(update={"decoder": "cpu"}),
-        [Rendering(PICTURE_PX)],
+        [Output(PICTURE_PX)],
         place=Place(0, 1, 0, 1),
         device=torch.device("cpu"),
         micro_batch=len(ids),

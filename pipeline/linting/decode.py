@@ -14,8 +14,8 @@ import numpy as np
 
 from pipeline.data.decoding import dali
 from pipeline.data.decoding.pillow import Undecodable, pixels
+from pipeline.data.geometry import Crops
 from pipeline.data.request import Request
-from pipeline.data.windows import Windows
 
 ROWS = 16  # images in one batch
 BATCH_PIXELS = 24_000_000  # at most, unless one image has more: bounds a worker's memory
@@ -101,7 +101,7 @@ def _request(batch: list[Stored]) -> Request:
     ids = np.array([image.row for image in batch] + [-1] * spare)
     images = [np.frombuffer(image.content, np.uint8) for image in batch] + [np.zeros(0, np.uint8)] * spare
     zeros = np.zeros(ROWS, np.int32)
-    windows = Windows(
+    windows = Crops(
         top=zeros,
         left=zeros,
         height=np.array([image.height for image in batch] + [1] * spare, np.int32),
@@ -109,7 +109,7 @@ def _request(batch: list[Stored]) -> Request:
         flip=zeros > 0,
         colour=np.zeros((ROWS, 3), np.float32),
     )
-    return Request(ids, np.zeros(ROWS, np.int64), ids >= 0, images, windows).without(ids < 0)
+    return Request(ids, ids >= 0, images, windows).with_placeholder(ids < 0)
 
 
 def is_constant(pixels: np.ndarray) -> bool:

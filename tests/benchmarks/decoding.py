@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from pipeline.config import Data
+from pipeline.data.crops import whole
 from pipeline.data.decoding.dali import Decoder
-from pipeline.data.decoding.decoder import decode
+from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.index import load
 from pipeline.data.loader import Batch, order_of, train_batches
+from pipeline.data.output import Normal, Output
 from pipeline.data.request import Request
 from pipeline.data.storage.reader import Reader
-from pipeline.data.windows import whole
 from pipeline.runtime import Place
 
 ROWS, WHERE = 64, 7
@@ -70,23 +71,11 @@ def torn(folder: Path, device: torch.device) -> Iterator[str]:
     def verdict(damage: Callable[[bytes], bytes], on: torch.device, load: float, alone: bool) -> str:
         images = list(encoded)
         images[WHERE] = np.frombuffer(damage(images[WHERE].tobytes()), np.uint8)
-        request = Request(ids, np.zeros(ROWS, np.int64), np.ones(ROWS, bool), images, windows)
+        request = Request(ids, np.ones(ROWS, bool), images, windows)
         told = Told()
-        pairs = decode(
-            iter([request.row(WHERE) if alone else request]),
-            decoder=Decoder(False, False, load),
-            px=64,
-            mean=(0, 0, 0),
-            std=(1, 1, 1),
-            interpolation="bilinear",
-            antialias=True,
-            device=on,
-            on_gpu=on.type == "cuda",
-            threads=4,
-            prefetch=1,
-            bad=told,
-        )
-        for _ in pairs:
+        asked = iter([request.row(WHERE) if alone else request])
+        output = Output(64, square=True, normal=Normal((0, 0, 0), (1, 1, 1)))
+        for _ in decode(asked, Decoder(False, False, load), [output], Workers(on, on.type == "cuda", 4, 1), told):
             pass
         return "lost" if told.ids == [WHERE] else "kept" if not told.ids else f"{told.ids} lost"
 

@@ -18,7 +18,7 @@ from models.dense import Dense
 from pipeline.config import Config, parse
 from pipeline.data.index import COLUMNS, Index, load
 from pipeline.data.loader import eval_batches
-from pipeline.data.rendering import Rendering
+from pipeline.data.output import Output
 from pipeline.evaluation.evaluate import ROWS_ON_CPU, ROWS_ON_GPU, ScoredModel, evaluate
 from pipeline.runtime import Runtime, start
 from pipeline.views import looks
@@ -122,7 +122,7 @@ def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runti
     crops = torch.rand(rows, 3, data.crop_px, data.crop_px, device=runtime.device)
     crops = crops.contiguous(memory_format=torch.channels_last)
     dense = Dense(network, data.crop_px) if scales else network
-    sizes = [size for px in scales for size in Rendering(px).sizes(index.height, index.width).tolist()]
+    sizes = [size for px in scales for size in Output(px).sizes(index.height, index.width).tolist()]
 
     @torch.inference_mode()
     def forward() -> None:

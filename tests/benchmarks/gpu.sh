@@ -112,7 +112,7 @@ contest() { # PART NAME WORDS...
 check() {
   local gpu_alone="-m gpu"; [ -n "${CPU:-}" ] && gpu_alone=
   TENCROP_PHOTOS=$([ -f "${PHOTOS:-}" ] && echo "$PHOTOS") limited tests "$PYTHON" -m pytest -q -s -p no:cacheprovider \
-    $gpu_alone tests/device tests/data/decoding/test_decoder.py tests/data/test_rendering.py tests/models/test_response_norm.py
+    $gpu_alone tests/device tests/data/decoding/test_decoder.py tests/data/test_output.py tests/models/test_response_norm.py
 }
 first() {
   local one failed=0

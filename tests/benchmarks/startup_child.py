@@ -81,18 +81,18 @@ def huge_order(folder: Path, started: float) -> dict[str, float]:
 
 def _time_steps(name: str, num: int, heights: np.ndarray, widths: np.ndarray, steps: list[int]) -> dict[str, float]:
     """Time of the steps, and the peak of what Python and NumPy allocate in the first 50 of them."""
-    from pipeline.data import windows
+    from pipeline.data import crops
     from pipeline.data.order import Order
 
     chosen = Order(num, GLOBAL_BATCH, SEED)
-    pca = (windows.IMAGENET_EIGENVALUES, windows.IMAGENET_EIGENVECTORS, 0.1)
+    pca = (crops.IMAGENET_EIGENVALUES, crops.IMAGENET_EIGENVECTORS, 0.1)
 
     def see(step: int) -> tuple[float, float]:
         start = time.perf_counter()
         ids = chosen.batch(step)
         ordered = time.perf_counter()
         at = (heights[ids], widths[ids], ids, SEED, chosen.epoch(step))
-        windows.inception(*at, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), pca=pca)
+        crops.inception(*at, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), pca=pca)
         return ordered - start, time.perf_counter() - ordered
 
     see(steps[-1])

@@ -11,10 +11,11 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from pipeline.config import Data
+from pipeline.data.fields import Labels
 from pipeline.data.index import load
 from pipeline.data.loader import decodes_on_gpu, eval_batches, order_of, train_batches, train_requests
 from pipeline.data.order import Order, rank_part
-from pipeline.data.rendering import Rendering
+from pipeline.data.output import Output
 from pipeline.data.source import Source
 from pipeline.errors import UserError
 from pipeline.runtime import Place
@@ -143,10 +144,10 @@ def asked(index, data, order, seed, steps, rank, world, micro_steps) -> np.ndarr
     """What a rank asks its decoder for: id, label, window, flip, checksum of the bytes, colour: [steps, rows, 11]."""
     source = Source(index, data, steps, lambda step: rank_part(order.batch(step), rank, world), order.batch)
     rows = []
-    for request in train_requests(source, data, order, seed, micro_steps):
+    for request in train_requests(source, data, order, seed, micro_steps, Labels()):
         seen = request.windows
         sums = [zlib.crc32(image) for image in request.images]
-        labels = np.where(request.valid, request.labels, -1)
+        labels = np.where(request.valid, request.targets.result(), -1)
         columns = [request.ids, labels, seen.top, seen.left, seen.height, seen.width, seen.flip, sums]
         rows.append(np.column_stack([*columns, seen.colour.astype(np.float64)]))
     return np.concatenate(rows).reshape(len(steps), -1, 11)
@@ -204,7 +205,7 @@ def test_evaluation_sees_each_id_once_and_all_ranks_step_alike(held_out, world, 
             eval_batches(
                 index,
                 data,
-                [Rendering(36), Rendering(50)],
+                [Output(36), Output(50)],
                 place=Place(rank, world, rank, world),
                 device=CPU,
                 micro_batch=micro_batch,
@@ -227,14 +228,14 @@ def test_evaluation_of_some_samples_sees_them_in_their_order(held_out):
     (batch,) = eval_batches(
         index,
         settings(),
-        [Rendering(36)],
+        [Output(36)],
         place=Place(0, 1, 0, 1),
         device=CPU,
         micro_batch=8,
         samples=chosen,
     )
     assert batch.ids.tolist() == chosen.tolist()
-    assert batch.labels.tolist() == index.label[chosen].tolist()
+    assert batch.valid.all()
 
 
 def test_statistics_of_the_shards_are_needed_for_their_colours(photos):
@@ -255,5 +256,5 @@ def test_evaluation_asks_for_no_more_rows_than_there_are(photos, count, world, r
     """Of 16 at once at most; what pads the last batch is decoded too."""
     place = Place(0, world, 0, world)
     how = {"place": place, "device": CPU, "micro_batch": 16, "samples": np.arange(count)}
-    batches = list(eval_batches(load(photos), settings(), [Rendering(36)], **how))
+    batches = list(eval_batches(load(photos), settings(), [Output(36)], **how))
     assert [len(batch.ids) for batch in batches] == [rows] * -(-count // (rows * world))

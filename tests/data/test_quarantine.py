@@ -13,8 +13,8 @@ from pipeline.config import Data
 from pipeline.data import quarantine
 from pipeline.data.index import load
 from pipeline.data.loader import eval_batches, order_of, train_batches
+from pipeline.data.output import Output
 from pipeline.data.quarantine import BadImages, Entry
-from pipeline.data.rendering import Rendering
 from pipeline.errors import UserError
 from pipeline.runtime import Place
 from tests.conftest import disk_of, fill
@@ -257,6 +257,8 @@ def test_the_limit_itself_is_allowed(rotten, tmp_path, limit, ends):
 def test_want_of_memory_is_no_images_fault(monkeypatch, refuser):
     from pipeline.data import request
     from pipeline.data.decoding import dali
+    from pipeline.data.decoding.safe import Safe
+    from pipeline.data.decoding.screen import Screen
     from pipeline.linting.decode import Told
     from tests.data.decoding.test_decoder import GARBAGE, GOOD, refuse
     from tests.data.decoding.test_decoder import request as asked
@@ -264,11 +266,10 @@ def test_want_of_memory_is_no_images_fault(monkeypatch, refuser):
     def no_memory(*_):
         raise MemoryError
 
-    if refuser == "dali":
-        failure = RuntimeError("cudaErrorMemoryAllocation")
-        monkeypatch.setattr(dali._Probe, "failure", lambda self, one: failure)
     monkeypatch.setattr(request, "pixels", no_memory)
-    safe = dali._Safe(dali.Decoder(is_raw=False), dali.Screen(torn=False), Told(refuse), threads=1)
+    failure = RuntimeError("cudaErrorMemoryAllocation")
+    probe = (lambda one: failure) if refuser == "dali" else dali.probe(dali.Decoder(is_raw=False))
+    safe = Safe(False, Screen(torn=False), Told(refuse), 1, probe)
     image = GOOD[0] if refuser == "dali" else GARBAGE
     wanted = asked([image], [(0, 0, 4, 4)])
     with pytest.raises(RuntimeError, match="cudaErrorMemoryAllocation" if refuser == "dali" else "out of memory"):
@@ -278,7 +279,7 @@ def test_want_of_memory_is_no_images_fault(monkeypatch, refuser):
 def test_evaluation_leaves_bad_images_out_of_the_score_but_sees_their_ids(rotten):
     index, place = load(rotten), Place(0, 1, 0, 1)
     for _ in range(2):  # found, then known
-        batches = list(eval_batches(index, settings(), [Rendering(36)], place=place, device=CPU, micro_batch=8))
+        batches = list(eval_batches(index, settings(), [Output(36)], place=place, device=CPU, micro_batch=8))
         ids, valid = (np.concatenate([np.asarray(getattr(b, name)) for b in batches]) for name in ("ids", "valid"))
         assert sorted(ids[ids >= 0].tolist()) == list(range(60))
         assert ids[~valid & (ids >= 0)].tolist() == list(BROKEN)
@@ -289,9 +290,9 @@ def test_evaluation_leaves_bad_images_out_of_the_score_but_sees_their_ids(rotten
 
 def test_padding_shows_sample_0_even_if_that_is_bad(make_set):
     index = load(make_set("first", 5, broken=[0]))
-    (only,) = eval_batches(index, settings(), [Rendering(36)], place=Place(1, 2, 1, 2), device=CPU, micro_batch=3)
+    (only,) = eval_batches(index, settings(), [Output(36)], place=Place(1, 2, 1, 2), device=CPU, micro_batch=3)
     assert only.ids.tolist() == [3, 4, -1]
-    assert only.labels.tolist() == [3, 4, -1]
+    assert only.valid.tolist() == [True, True, False]
 
 
 def test_a_set_that_may_only_be_read(rotten, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from conftest import photo, write_tar
 from PIL import Image
 
 from pipeline.config import Data
-from pipeline.data import index, windows
+from pipeline.data import crops, index
 from pipeline.data.loader import order_of, train_batches
 from pipeline.packing.scan import scan_shard
 from pipeline.runtime import Place
@@ -26,9 +26,9 @@ OF_IMAGENET = (
     np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]),
 )
 RECIPES = {
-    "alexnet": (windows.alexnet, {"crop_px": PX, "resize_px": 31}),
-    "vgg": (windows.vgg, {"crop_px": PX, "scale_px": (24, 40)}),
-    "inception": (windows.inception, {"area": (0.3, 0.5), "aspect": (0.4, 0.7)}),
+    "alexnet": (crops.alexnet, {"crop_px": PX, "resize_px": 31}),
+    "vgg": (crops.vgg, {"crop_px": PX, "scale_px": (24, 40)}),
+    "inception": (crops.inception, {"area": (0.3, 0.5), "aspect": (0.4, 0.7)}),
 }
 
 

@@ -11,7 +11,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,14 +22,14 @@ from models.build import build
 from pipeline import engine, network, optim
 from pipeline.config import Config, Data, parse
 from pipeline.data import quarantine
+from pipeline.data.crops import whole
 from pipeline.data.decoding.dali import Decoder
-from pipeline.data.decoding.decoder import decode, render
+from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.index import QUARANTINE, load
 from pipeline.data.loader import Batch, order_of, train_batches
-from pipeline.data.rendering import Rendering
+from pipeline.data.output import Normal, Output
 from pipeline.data.request import Request
 from pipeline.data.storage.reader import Reader
-from pipeline.data.windows import whole
 from pipeline.evaluation.evaluate import ScoredModel, evaluate
 from pipeline.runtime import Place, Runtime, seed_everything
 from tests.benchmarks.decoding import DAMAGES, LOADS, Told
@@ -158,26 +157,23 @@ def test_torn_photos_in_mid_run_cost_the_rows_that_they_cost_on_the_cpu(torn, de
 @pytest.mark.parametrize("hw_load", LOADS)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_gpu_loses_the_rows_that_a_cpu_loses(damage, hw_load, make_set):
-    """Alone and amid sound photos, in windows, in windows of whole images, and in renderings."""
+    """Alone and amid sound photos, in windows, in windows of whole images, and at a scale."""
     index, ids = load(make_set("photos", 16, size_px=(200, 300))), np.arange(16)
     images = Reader(index).read(ids)
     images[7] = np.frombuffer(DAMAGES[damage](images[7].tobytes()), np.uint8)
-    asked = Request(ids, np.zeros(16, np.int64), np.ones(16, bool), images, whole(index.height[ids], index.width[ids]))
+    asked = Request(ids, np.ones(16, bool), images, whole(index.height[ids], index.width[ids]))
 
-    def lost(device: torch.device, request: Request, decode_whole: bool, rendered: bool) -> list[int]:
-        told = Told()
-        how: dict = {"decoder": Decoder(False, decode_whole, hw_load), "device": device, "on_gpu": device == CUDA}
-        how |= {"threads": 4, "prefetch": 1, "bad": told}
-        normal: dict = {"px": 64, "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear", "antialias": True}
-        work = partial(render, renderings=[Rendering(64)]) if rendered else partial(decode, **normal)
-        for done, _ in work(iter([request]), **how):
+    def lost(device: torch.device, request: Request, decode_whole: bool, output: Output) -> list[int]:
+        told, workers = Told(), Workers(device, device == CUDA, threads=4, prefetch=1)
+        for done, _ in decode(iter([request]), Decoder(False, decode_whole, hw_load), [output], workers, told):
             assert done.ids[~done.valid].tolist() == told.ids
         return told.ids
 
-    for rendered, decode_whole in ((False, False), (False, True), (True, False)):
+    window, scaled = Output(64, square=True, normal=Normal((0, 0, 0), (1, 1, 1))), Output(64)
+    for output, decode_whole in ((window, False), (window, True), (scaled, False)):
         for request in (asked, asked.row(7)):
-            cpu, gpu = (lost(device, request, decode_whole, rendered) for device in (CPU, CUDA))
-            assert cpu == gpu, (rendered, decode_whole, len(request.ids))
+            cpu, gpu = (lost(device, request, decode_whole, output) for device in (CPU, CUDA))
+            assert cpu == gpu, (output, decode_whole, len(request.ids))
             assert cpu in ([], [7])
 
 

@@ -30,8 +30,8 @@ from models.build import build, known_names
 from models.dense import Dense
 from pipeline import engine, optim
 from pipeline.config import Config, Data, parse
-from pipeline.data.loader import Batch, Rendered, _uploaded
-from pipeline.data.rendering import Rendering
+from pipeline.data.loader import Batch, WholeImages, _upload
+from pipeline.data.output import Output
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.evaluate import ScoredModel, evaluate
 from pipeline.evaluation.outcomes import Accumulator
@@ -273,16 +273,11 @@ def table_of(
     padding = rows // 2
     ids = np.concatenate([np.arange(2 * rows - padding), np.full(padding, -1)]).reshape(2, rows)
 
-    def eval_batches(_: Any, data: Data, renderings: list[Rendering], **__: Any) -> Iterator[Rendered]:
-        sizes = [rendering.sizes(*sides.T).tolist() for rendering in renderings]
+    def eval_batches(_: Any, data: Data, outputs: list[Output], **__: Any) -> Iterator[WholeImages]:
+        sizes = [output.sizes(*sides.T).tolist() for output in outputs]
         for some in ids:
             images = [[torch.empty(*size, 3, dtype=torch.uint8, device=CUDA) for size in of_one] for of_one in sizes]
-            yield Rendered(
-                images,
-                torch.empty(rows, dtype=torch.int64, device=CUDA),
-                torch.ones(rows, dtype=torch.bool, device=CUDA),
-                some,
-            )
+            yield WholeImages(images, torch.ones(rows, dtype=torch.bool, device=CUDA), some)
 
     patch.setattr(evaluation, "eval_batches", eval_batches)
     patch.setattr(Accumulator, "reduced", lambda table: table)
@@ -326,9 +321,7 @@ def test_every_kind_of_view_stays_on_the_gpu_and_reads_nothing_back(views, real,
 
 
 def test_targets_are_uploaded_without_waiting(guard):
-    asked: Any = SimpleNamespace(labels=np.arange(ROWS), valid=np.arange(ROWS) > 3, ids=np.arange(ROWS))
-    targets, valid, _ = _uploaded(asked, CUDA)
-    assert (targets.device, valid.device) == (CUDA, CUDA)
+    assert [_upload(column, CUDA).device for column in (np.arange(ROWS), np.arange(ROWS) > 3)] == [CUDA] * 2
     assert guard.uploads == [True] * 2
 
 

@@ -210,7 +210,7 @@ def test_a_line_of_pixels_takes_no_gigabytes(alone, make_set):
     """1 x 3,000 px at 72 px would be 216,000 px long; the middle 16 px are scored."""
     found = run(alone, make_set("lines", 4, size_px=(1, 2), num_shards=1), network(0), views=["dense", "50"])
     assert found.scored.all()
-    from pipeline.data.windows import whole
+    from pipeline.data.crops import whole
 
     window = whole(np.array([1, 500]), np.array([3000, 1]))
     assert (window.height.tolist(), window.width.tolist()) == ([1, 16], [16, 1])

@@ -12,7 +12,7 @@ from launch import pack as command
 from pipeline.config import Data
 from pipeline.data.index import load
 from pipeline.data.loader import eval_batches
-from pipeline.data.rendering import Rendering
+from pipeline.data.output import Output
 from pipeline.runtime import Place
 from tests.data.zoo import PX, ZOO
 
@@ -33,7 +33,7 @@ def seen(folder: Path, px: int) -> dict[str, np.ndarray]:
     """class -> uint8 [height, width, 3], as launch.evaluate looks at it."""
     index, found = load(folder), {}
     how: dict = {"place": Place(0, 1, 0, 1), "device": torch.device("cpu"), "micro_batch": 16}
-    for batch in eval_batches(index, Data(max_bad_images=0), [Rendering(px)], **how):
+    for batch in eval_batches(index, Data(max_bad_images=0), [Output(px)], **how):
         for sample, image in zip(batch.ids.tolist(), batch.images[0], strict=True):
             if sample >= 0:
                 found[index.classes[index.label[sample]]] = image.numpy().copy()

@@ -1,10 +1,10 @@
-"""The last step on a CPU: uint8 windows to what the network sees, on a few threads of torch.
+"""The last step on a CPU: uint8 windows to the outputs asked for, on a few threads of torch.
 
-In: requests with their windows. Out, for training: float32 images [n, 3, px, px] in channels_last memory, resized,
-flipped, colour-shifted, minus the mean, by the deviation. Out, for evaluation: whole images at the wanted scales,
-uint8. Pixels equal PIL's as `rendering.resize` says. On a GPU, DALI does the same within one level of 255, but for the
-one or two outermost rows and columns, where an antialiased filter sees the border repeated (up to 23 levels on photos),
-and for bicubic's overshoots, which it cuts off once, not after each pass (up to 12).
+In: requests with their windows. Out: each of the outputs: windows resized and laid onto the fill; if the output is
+normal, flipped, colour-shifted, minus the mean, by the deviation. Pixels equal PIL's as `output.resize` says. On a GPU,
+DALI does the same within one level of 255, but for the one or two outermost rows and columns, where an antialiased
+filter sees the border repeated (up to 23 levels on photos), and for bicubic's overshoots, which it cuts off once, not
+after each pass (up to 12).
 """
 
 import sys
@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.data.rendering import Rendering, resize
+from pipeline.data.output import Output, resize
 from pipeline.data.request import Request
 
 CHUNK = 8  # images a task
@@ -26,112 +27,91 @@ CHUNK = 8  # images a task
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-def images_on_cpu(
+def outputs_on_cpu(
     cut: Iterator[tuple[Request, list[np.ndarray]]],
     *,
-    px: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    interpolation: str,
-    antialias: bool,
+    outputs: Sequence[Output],
     threads: int,
     prefetch: int,
     pinned: bool = False,
-) -> Iterator[tuple[Request, torch.Tensor]]:
-    """Yield each request with its images; `threads` threads work on the next `prefetch` ones meanwhile.
+) -> Iterator[tuple[Request, list[Any]]]:
+    """Yield each request with its images in each of `outputs` (see `Output`); `threads` threads work on the next
+    `prefetch` requests meanwhile.
 
-    Images stay valid as long as the caller holds them; `pinned` ones a GPU can copy by itself.
+    Images stay valid as long as the caller holds them; `pinned` normal ones a GPU can copy by itself.
     """
     buffers = _Buffers(pinned)
-    scale = 1 / (255 * np.asarray(std, np.float32))
-    ahead: deque[tuple[Request, np.ndarray, list[Future]]] = deque()
+    ahead: deque[tuple[Request, list[_Batch], list[Future]]] = deque()
     with _pool(threads) as pool:
         for request, windows in cut:
-            images = buffers.take((len(windows), px, px, 3))
-            offset = (request.windows.colour - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-            rows = [slice(start, start + CHUNK) for start in range(0, len(windows), CHUNK)]
-            work = [
-                pool.submit(
-                    _finish,
-                    windows[part],
-                    images[part],
-                    request.windows.flip[part],
-                    scale,
-                    offset[part],
-                    interpolation,
-                    antialias,
-                )
-                for part in rows
-            ]
-            ahead.append((request, images, work))
+            batches = [_Batch(output, request, buffers) for output in outputs]
+            starts = range(0, len(windows), CHUNK)
+            work = [pool.submit(_make, batches, start, windows[start : start + CHUNK]) for start in starts]
+            ahead.append((request, batches, work))
             if len(ahead) > prefetch:
-                yield _done(*ahead.popleft())
+                yield _made(*ahead.popleft())
         while ahead:
-            yield _done(*ahead.popleft())
+            yield _made(*ahead.popleft())
 
 
-def renderings_on_cpu(
-    cut: Iterator[tuple[Request, list[np.ndarray]]], *, renderings: Sequence[Rendering], threads: int, prefetch: int
-) -> Iterator[tuple[Request, list[list[torch.Tensor]]]]:
-    """Yield each request with the uint8 images [height, width, 3] of its rows in each of `renderings`; `threads`
-    threads work on the next `prefetch` requests meanwhile.
-    """
+class _Batch:
+    """The images of a request in one output, while they are made."""
 
-    def render(windows: list[np.ndarray]) -> list[list[torch.Tensor]]:
-        return [_render(window, renderings) for window in windows]
+    def __init__(self, output: Output, request: Request, buffers: "_Buffers"):
+        self.output = output
+        self.sizes, self.inside = (of.tolist() for of in output.layout(request.windows, request.beyond))
+        self.images: Any = [None] * len(request.ids)
+        if output.normal:
+            mean, std = (np.asarray(of, np.float32) for of in output.normal)
+            self.images = buffers.take((len(request.ids), output.px, output.px, 3))
+            self.flip = request.windows.flip
+            self.scale, self.offset = 1 / (255 * std), (request.windows.colour - mean) / std
 
-    ahead: deque[tuple[Request, list[Future]]] = deque()
-    with _pool(threads) as pool:
-        for request, windows in cut:
-            parts = [windows[start : start + CHUNK] for start in range(0, len(windows), CHUNK)]
-            ahead.append((request, [pool.submit(render, part) for part in parts]))
-            if len(ahead) > prefetch:
-                yield _rendered(*ahead.popleft())
-        while ahead:
-            yield _rendered(*ahead.popleft())
+    def make(self, start: int, windows: list[np.ndarray]) -> None:
+        """Of the rows from `start` on."""
+        normal = self.output.normal
+        scales = torch.from_numpy(np.tile(self.scale, self.output.px)) if normal else None
+        for row, window in enumerate(windows, start):
+            pixels = self._placed(row, window)
+            if scales is None:
+                self.images[row] = pixels
+            else:
+                self._normalise(row, pixels, scales)
 
+    def _placed(self, row: int, window: np.ndarray) -> torch.Tensor:
+        """uint8 [height, width, 3]."""
+        top, left, height, width = self.inside[row]
+        pixels = resize(torch.from_numpy(window), height, width, self.output.interpolation, self.output.antialias)
+        if self.sizes[row] == [height, width]:
+            return pixels
+        whole = torch.tensor(self.output.fill, dtype=torch.uint8).expand(*self.sizes[row], 3).clone()
+        whole[top : top + height, left : left + width] = pixels
+        return whole
 
-def _render(window: np.ndarray, renderings: Sequence[Rendering]) -> list[torch.Tensor]:
-    pixels, sides = torch.from_numpy(window), np.array([window.shape[:2]])
-    sizes = [wanted.sizes(sides[:, 0], sides[:, 1])[0].tolist() for wanted in renderings]
-    return [
-        resize(pixels, height, width, wanted.interpolation, wanted.antialias)
-        for (height, width), wanted in zip(sizes, renderings, strict=True)
-    ]
-
-
-def _rendered(request: Request, work: list[Future]) -> tuple[Request, list[list[torch.Tensor]]]:
-    rows = [row for future in work for row in future.result()]
-    return request, [list(images) for images in zip(*rows, strict=True)]
-
-
-def _done(request: Request, images: np.ndarray, work: list[Future]) -> tuple[Request, torch.Tensor]:
-    for future in work:
-        future.result()
-    return request, torch.from_numpy(images).permute(0, 3, 1, 2)
-
-
-def _finish(
-    windows: list[np.ndarray],
-    images: np.ndarray,
-    flip: np.ndarray,
-    scale: np.ndarray,
-    offset: np.ndarray,
-    interpolation: str,
-    antialias: bool,
-) -> None:
-    """Write the images of some windows: pixel * scale + offset, scale [3] the same for all, offset [n, 3]."""
-    px = images.shape[1]
-    scales = torch.from_numpy(np.tile(scale, px))
-    for number, window in enumerate(windows):
-        pixels = resize(torch.from_numpy(window), px, px, interpolation, antialias)
-        if flip[number]:
+    def _normalise(self, row: int, pixels: torch.Tensor, scales: torch.Tensor) -> None:
+        """Into its place: pixel * scale + offset, scale [3] the same for all rows."""
+        px = self.output.px
+        if self.flip[row]:
             pixels = pixels.flip(1)
         # Whole rows, since along three colours alone nothing is fast. A tensor made in this thread, since one made in
         # another's inference mode could not be written to here.
-        rows = torch.from_numpy(images[number].reshape(px, px * 3))
+        rows = torch.from_numpy(self.images[row].reshape(px, px * 3))
         rows.copy_(pixels.reshape(px, px * 3))
-        torch.addcmul(torch.from_numpy(offset[number]).repeat(px), rows, scales, out=rows)
+        torch.addcmul(torch.from_numpy(self.offset[row]).repeat(px), rows, scales, out=rows)
+
+    def done(self) -> Any:
+        return torch.from_numpy(self.images).permute(0, 3, 1, 2) if self.output.normal else self.images
+
+
+def _make(batches: list[_Batch], start: int, windows: list[np.ndarray]) -> None:
+    for batch in batches:
+        batch.make(start, windows)
+
+
+def _made(request: Request, batches: list[_Batch], work: list[Future]) -> tuple[Request, list[Any]]:
+    for future in work:
+        future.result()
+    return request, [batch.done() for batch in batches]
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:

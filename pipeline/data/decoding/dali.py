@@ -1,43 +1,31 @@
 """The DALI graph: images and windows in, pixels out. The only file that imports DALI.
 
-In: requests. Out, on a GPU: float32 images [n, 3, px, px] in channels_last memory: only the window is decoded, resized,
-flipped, colour-shifted, minus the mean, by the deviation; or, for evaluation, whole images at several scales. Out, on a
-CPU: decoded windows, which `cpu.py` takes on, because DALI's resize and normalisation are 5 times as slow as torch's
-there (BENCHMARKS.md). EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
+In: requests. Out, on a GPU: each of the outputs asked for: only the window is decoded, then resized and, if the output
+is normal, flipped, colour-shifted, minus the mean, by the deviation. Out, on a CPU: decoded windows, which `cpu.py`
+takes on, because DALI's resize and normalisation are 5 times as slow as torch's there (BENCHMARKS.md). EXIF orientation
+is ignored, as torchvision's ImageFolder ignores it.
 
-An image that cannot be decoded breaks a DALI graph for good. The culprits are then found one by one, and the same batch
-is decoded by a new graph with Pillow's pixels in their rows, or, if Pillow refuses them too, a grey image, not valid.
-Only the window counts: a torn photo may be whole where one lies. So a suspect is tried anew in each of its windows, by
-itself, before it gets into a batch. It is always tried on the CPU: nvJPEG forgives what libjpeg-turbo refuses, and the
-same rows are to be lost on both. Kinds of images that DALI may show otherwise than Pillow (`kinds.py`) it never sees.
+What cannot be decoded `safe.py` keeps out. It is always tried on the CPU: nvJPEG forgives what libjpeg-turbo refuses,
+and the same rows are to be lost on both. Kinds of images that DALI may show otherwise than Pillow (`kinds.py`) it never
+sees.
 """
 
-import ctypes
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from pipeline.data.decoding.nvjpeg import SMOOTH_WINDOWS, nvjpeg_version
+from pipeline.data.decoding.safe import Bad, Safe
 from pipeline.data.decoding.screen import Screen
-from pipeline.data.rendering import Rendering
-from pipeline.data.request import Request, shown
+from pipeline.data.output import Output
+from pipeline.data.request import Request
 
-
-class Bad(Protocol):
-    """What is known of bad images: `suspects` (bool [n]) are to be tried by themselves, `add` is told of new ones.
-    `mended` gives the right bytes of an image that was damaged on its way, None if `image` is what is stored."""
-
-    def suspects(self, ids: np.ndarray) -> np.ndarray: ...
-    def mended(self, sample: int, image: np.ndarray) -> np.ndarray | None: ...
-    def add(self, ids: np.ndarray, reasons: list[str]) -> None: ...
+MOST_HELD = 2  # batches that the GPU has not finished with
+PIXELS: Any = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
 
 
 class Decoder(NamedTuple):
@@ -49,89 +37,50 @@ class Decoder(NamedTuple):
     hw_load: float = 0.65
 
 
-MOST_HELD = 2  # batches that the GPU has not finished with
-SMOOTH_WINDOWS = (
-    13,
-    2,
-)  # nvJPEG from which on windows can have smoothly enlarged colour planes; before, the CPU decodes
-
-Build = Callable[[int, int], Any]  # rows, depth -> graph
-Feed = Callable[[Any, Request], None]
-
-
-def images_on_gpu(
+def outputs_on_gpu(
     requests: Iterator[Request],
     *,
     decoder: Decoder,
-    px: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    interpolation: str,
-    antialias: bool,
+    outputs: Sequence[Output],
     device: torch.device,
     threads: int,
     prefetch: int,
     bad: Bad,
-) -> Iterator[tuple[Request, torch.Tensor]]:
-    """Yield each request with its images on `device`; DALI works on the next `prefetch` ones meanwhile.
+) -> Iterator[tuple[Request, list[Any]]]:
+    """Yield each request with its images on `device`, in each of `outputs` (see `Output`); DALI works on the next
+    `prefetch` ones meanwhile.
 
-    All requests have the same number of rows. Images stay valid as long as the caller holds them.
+    All requests have the same number of rows. A batch of normal images stays valid as long as the caller holds it,
+    others until the caller asks for the next.
     """
-
-    def feed(graph: Any, request: Request) -> None:
-        windows = request.windows
-        _feed_windows(graph, request)
-        graph.feed_input("flip", windows.flip.astype(np.int32))
-        # (x + shift - mean) / std: a colour shift is a mean of one's own, so it costs nothing.
-        graph.feed_input("mean", 255.0 * (np.asarray(mean, np.float32) - windows.colour))
-
-    def build(rows: int, depth: int) -> Any:
-        return _gpu_graph(rows, decoder, px, std, (interpolation, antialias), device.index, threads, depth)
-
-    for request, (output,) in _held(requests, build, feed, decoder, threads, prefetch, bad, device):
-        # No copy. NHWC seen as NCHW is channels_last without moving a byte.
-        yield request, torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
-
-
-def renderings_on_gpu(
-    requests: Iterator[Request],
-    *,
-    decoder: Decoder,
-    renderings: Sequence[Rendering],
-    device: torch.device,
-    threads: int,
-    prefetch: int,
-    bad: Bad,
-) -> Iterator[tuple[Request, list[list[torch.Tensor]]]]:
-    """Yield each request with the uint8 images [height, width, 3] of its rows in each of `renderings`, on `device`.
-
-    Images are decoded once, and stay valid until the caller asks for the next.
-    """
-
-    def feed(graph: Any, request: Request) -> None:
-        _feed_windows(graph, request)
-        for number, wanted in enumerate(renderings):
-            sizes = wanted.sizes(request.windows.height, request.windows.width)
-            graph.feed_input(f"size{number}", sizes.astype(np.float32))
-
-    def build(rows: int, depth: int) -> Any:
-        return _renderings_graph(rows, decoder, renderings, device.index, threads, depth)
-
-    for request, outputs in _held(requests, build, feed, decoder, threads, prefetch, bad, device):
+    graph = Graph(decoder, tuple(outputs), device.index, threads)
+    safe = Safe(decoder.is_raw, Screen(torn=True), bad, threads, probe(decoder))
+    for request, made in _held(requests, graph, safe, prefetch, device):
         rows = range(len(request.ids))
-        wanted = outputs[: len(renderings)]  # not the images of a graph that has no rendering
-        yield request, [[torch.from_dlpack(output[row]) for row in rows] for output in wanted]
+        yield (
+            request,
+            [
+                # No copy. NHWC seen as NCHW is channels_last without moving a byte.
+                torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+                if output.normal
+                else [torch.from_dlpack(images[row]) for row in rows]
+                for output, images in zip(outputs, made, strict=False)  # without outputs, a graph gives its windows
+            ],
+        )
+
+
+def windows_on_cpu(
+    requests: Iterator[Request], *, decoder: Decoder, threads: int, prefetch: int, bad: Bad
+) -> Iterator[tuple[Request, list[np.ndarray]]]:
+    """Yield each request with its decoded windows, uint8 [height, width, 3] each, valid while the caller holds them."""
+    graph = Graph(decoder, threads=threads)
+    safe = Safe(decoder.is_raw, Screen(torn=False), bad, threads, probe(decoder))
+    for request, (windows,) in _run(requests, graph, safe, prefetch):
+        yield request, [np.asarray(windows[row]) for row in range(len(request.ids))]
 
 
 def _held(
-    requests: Iterator[Request],
-    build: Build,
-    feed: Feed,
-    decoder: Decoder,
-    threads: int,
-    prefetch: int,
-    bad: Bad,
-    device: torch.device,
+    requests: Iterator[Request], graph: "Graph", safe: Safe, prefetch: int, device: torch.device
 ) -> Iterator[tuple[Request, tuple[Any, ...]]]:
     """What `_run` yields, kept from being written again until the GPU has done what the caller asked of it.
 
@@ -144,12 +93,11 @@ def _held(
         return torch.cuda.current_stream(device)
 
     in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
-    screen = Screen(torn=True)
-    for request, outputs in _run(requests, build, feed, decoder, threads, prefetch, bad, screen, stream):
-        yield request, outputs
+    for request, made in _run(requests, graph, safe, prefetch, stream):
+        yield request, made
         done = torch.cuda.Event()
         done.record(stream())
-        in_use.append((outputs, done))
+        in_use.append((made, done))
         _release(in_use)
 
 
@@ -161,293 +109,155 @@ def _release(in_use: deque[tuple[Any, Any]]) -> None:
         in_use.popleft()
 
 
-def windows_on_cpu(
-    requests: Iterator[Request], *, decoder: Decoder, threads: int, prefetch: int, bad: Bad
-) -> Iterator[tuple[Request, list[np.ndarray]]]:
-    """Yield each request with its decoded windows, uint8 [height, width, 3] each, valid while the caller holds them."""
-
-    def build(rows: int, depth: int) -> Any:
-        return _cpu_graph(rows, decoder, threads, depth)
-
-    screen = Screen(torn=False)
-    for request, (windows,) in _run(requests, build, _feed_windows, decoder, threads, prefetch, bad, screen):
-        yield request, [np.asarray(windows[row]) for row in range(len(request.ids))]
-
-
 def _run(
     requests: Iterator[Request],
-    build: Build,
-    feed: Feed,
-    decoder: Decoder,
-    threads: int,
+    graph: "Graph",
+    safe: Safe,
     prefetch: int,
-    bad: Bad,
-    screen: Screen,
     stream: Callable[[], Any] = lambda: None,
 ) -> Iterator[tuple[Request, tuple[Any, ...]]]:
     """Keep `prefetch` requests going in a graph, and a whole graph under them. Yields requests with its outputs."""
-    safe = _Safe(decoder, screen, bad, threads)
     with closing(safe):
-        yield from _runs(map(safe.prepared, requests), build, feed, safe, prefetch, stream)
-
-
-def _runs(
-    requests: Iterator[Request], build: Build, feed: Feed, safe: "_Safe", prefetch: int, stream: Callable[[], Any]
-) -> Iterator[tuple[Request, tuple[Any, ...]]]:
-    waiting = deque(_take(requests, prefetch))  # holds the buffers that DALI reads without copying them
-    graph = None
-    while waiting:
-        if graph is None:
-            graph = build(len(waiting[0].ids), len(waiting))
-            for request in waiting:
-                feed(graph, request)
-            graph.schedule_run()  # the first call runs as many times as were fed
-        try:
-            outputs = graph.share_outputs(cuda_stream=stream())
-        except RuntimeError:
-            graph = None
-            mended = safe.tried(waiting[0], np.ones(len(waiting[0].ids), bool))
-            if mended is waiting[0]:  # every image can be decoded, so it was something else
-                raise
-            waiting[0] = mended
-            continue
-        graph.release_outputs()
-        done = waiting.popleft()
-        for request in _take(requests, 1):
-            feed(graph, request)
-            waiting.append(request)
-            graph.schedule_run()
-        yield done, tuple(outputs)
+        asked = map(safe.prepared, requests)
+        waiting = deque(_take(asked, prefetch))  # holds the buffers that DALI reads without copying them
+        pipe = None
+        while waiting:
+            if pipe is None:
+                pipe = graph.build(len(waiting[0].ids), len(waiting))
+                for request in waiting:
+                    graph.feed(pipe, request)
+                pipe.schedule_run()  # the first call runs as many times as were fed
+            try:
+                made = pipe.share_outputs(cuda_stream=stream())
+            except RuntimeError:
+                pipe = None
+                mended = safe.tried(waiting[0], np.ones(len(waiting[0].ids), bool))
+                if mended is waiting[0]:  # every image can be decoded, so it was something else
+                    raise
+                waiting[0] = mended
+                continue
+            pipe.release_outputs()
+            done = waiting.popleft()
+            for request in _take(asked, 1):
+                graph.feed(pipe, request)
+                waiting.append(request)
+                pipe.schedule_run()
+            yield done, tuple(made)
 
 
 def _take(requests: Iterator[Request], number: int) -> list[Request]:
     return [request for _, request in zip(range(number), requests, strict=False)]
 
 
-class _Safe:
-    """Requests that a graph survives: rows that it cannot decode hold Pillow's pixels, or a grey image."""
+def probe(decoder: Decoder) -> Callable[[Request], RuntimeError | None]:
+    """Tries the window of a request of one row, in a graph of one row on the CPU, whose verdict counts on a GPU too:
+    what DALI says against it, or None."""
+    graph, pipe = Graph(decoder), None
 
-    def __init__(self, decoder: Decoder, screen: Screen, bad: Bad, threads: int):
-        self.decoder = decoder
-        self.screen = screen
-        self.bad = bad
-        self._pool = ThreadPoolExecutor(threads)  # starts none before it has work
-        self._probe = _Probe(decoder)
-
-    def prepared(self, request: Request) -> Request:
-        """The request with the images that Pillow decodes, and the suspects tried by themselves."""
-        doubtful = self.bad.suspects(shown(request.ids))
-        if self.decoder.is_raw:
-            return self.tried(request, doubtful)
-        others = self.screen.others(request)
-        doubtful |= self.screen.suspects(request)
-        return self.tried(self._shown_by_pillow(request, np.flatnonzero(others).tolist(), {}), doubtful & ~others)
-
-    def tried(self, request: Request, doubtful: np.ndarray) -> Request:
-        """The request itself if the graph can decode all of its `doubtful` rows (bool [n])."""
-        tried = np.flatnonzero(doubtful & _wanted(request)).tolist()
-        failures = {row: failure for row in tried if (failure := self._probe.failure(request.row(row)))}
-        if failures:
-            self.screen.doubt(request.ids[list(failures)])
-        return self._shown_by_pillow(request, list(failures), failures)
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _shown_by_pillow(self, request: Request, rows: list[int], failures: dict[int, RuntimeError]) -> Request:
-        """With Pillow's pixels in `rows`; those that it cannot decode either are left out, and `bad.add` is told.
-
-        `failures` are DALI's. Raises such a one if there was no memory, which is no fault of an image's.
-        """
-        rows = [row for row in rows if _wanted(request)[row]]
-        pictures = list(self._pool.map(request.shown_by_pillow, rows))
-        reasons = {row: reason for row, reason in zip(rows, pictures, strict=True) if isinstance(reason, str)}
-        for row, reason in reasons.items():
-            failure = failures.get(row, RuntimeError(f"decoding an image with Pillow: {reason}"))
-            if _lacks_memory(f"{reason} {failure}") or (row in failures and not self._probe.works(request, row)):
-                raise failure  # no fault of the image's, which would be left out for good
-        refused, ids = dict.fromkeys([*failures, *reasons]), shown(request.ids).tolist()
-        right = {row: image for row in refused if (image := self.bad.mended(ids[row], request.images[row])) is not None}
-        if right:
-            self.screen.forget(request.ids[list(right)])
-            whole = [right.get(row, image) for row, image in enumerate(request.images)]
-            return self.prepared(replace(request, images=whole))
-        images = {row: image for row, image in zip(rows, pictures, strict=True) if not isinstance(image, str)}
-        if images:
-            request = request.with_images(images)
-        if not reasons:
-            return request
-        self.bad.add(shown(request.ids[list(reasons)]), list(reasons.values()))
-        return request.without(np.isin(np.arange(len(request.ids)), list(reasons)))
-
-
-def _wanted(request: Request) -> np.ndarray:
-    """Rows that are no stand-ins: bool [n]."""
-    return request.valid | (request.ids < 0)
-
-
-def _lacks_memory(text: str) -> bool:
-    return any(word in text.lower() for word in ("memory", "alloc"))
-
-
-class _Probe:
-    """Tries images one by one, in a graph of one row on the CPU, whose verdict counts on a GPU too."""
-
-    def __init__(self, decoder: Decoder):
-        self.decoder = decoder
-        self.graph: Any = None
-
-    def failure(self, one: Request) -> RuntimeError | None:
-        """What DALI says against the window of a request of one row."""
-        self.graph = self.graph or _cpu_graph(1, self.decoder, threads=1, depth=1)
+    def failure(request: Request) -> RuntimeError | None:
+        nonlocal pipe
+        pipe = pipe or graph.build(rows=1, depth=1)
         try:
-            _feed_windows(self.graph, one)
-            self.graph.run()
+            graph.feed(pipe, request)
+            pipe.run()
         except RuntimeError as failure:
-            self.graph = None
+            pipe = None
             return failure
         return None
 
-    def works(self, request: Request, row: int) -> bool:
-        """Whether a sound image can be decoded, now."""
-        return self.failure(request.row(row).without(np.ones(1, bool))) is None
+    return failure
 
 
-def _feed_windows(graph: Any, request: Request) -> None:
-    windows = request.windows
-    graph.feed_input("images", request.images)
-    graph.feed_input("start", np.stack([windows.top, windows.left], axis=1))
-    graph.feed_input("shape", np.stack([windows.height, windows.width], axis=1))
+class Graph(NamedTuple):
+    """How a graph is built, and fed with requests. It runs on the CPU if `gpu` is None; without `outputs` it decodes
+    windows, and that is all."""
 
+    decoder: Decoder
+    outputs: tuple[Output, ...] = ()
+    gpu: int | None = None
+    threads: int = 1
 
-def _windows(decoder: Decoder, device: str) -> Any:
-    """The node of uint8 windows, decoded or cut, as `_feed_windows` feeds them."""
-    from nvidia.dali import fn
-    from nvidia.dali import types as dali_types
+    def build(self, rows: int, depth: int) -> Any:
+        from nvidia.dali import pipeline_def
 
-    types: Any = dali_types
-    start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
-    shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)
-    pixels: Any = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
-    if decoder.is_raw:
-        rows = fn.external_source(name="images", dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
-        return fn.slice(rows.gpu() if device == "mixed" else rows, start, shape, **pixels)
-    encoded = fn.external_source(name="images", dtype=types.UINT8, ndim=1, no_copy=True)
-    how: Any = {"device": device, "output_type": types.RGB, "adjust_orientation": False}
-    if device == "mixed":
-        # Colour planes are enlarged as libjpeg-turbo, and so Pillow and the CPU path, do it.
-        smooth = decoder.whole or nvjpeg_version() >= SMOOTH_WINDOWS
-        how |= {"hw_decoder_load": decoder.hw_load, "jpeg_fancy_upsampling": smooth}
-    if decoder.whole:
-        return fn.slice(fn.decoders.image(encoded, **how), start, shape, **pixels)
-    return fn.decoders.image_slice(encoded, start, shape, **pixels, **how)
+        options: dict[str, Any] = {"device_id": self.gpu}  # None, which its types do not know, means no GPU
 
+        @pipeline_def(batch_size=rows, num_threads=self.threads, prefetch_queue_depth=depth, seed=0, **options)
+        def graph():
+            windows = self._windows()
+            made = [self._output(windows, number, output) for number, output in enumerate(self.outputs)]
+            return tuple(made) or (windows,)  # a graph must have an output
 
-@cache
-def nvjpeg_version() -> tuple[int, int]:
-    """Of the library that decodes on the GPU: the one that pip installed, loaded here before DALI would take another
-    that LD_LIBRARY_PATH names. (0, 0) if there is none. Warns if it is too old to decode windows as the CPU does."""
-    import nvidia
+        pipe = graph()
+        pipe.build()
+        return pipe
 
-    file = f"libnvjpeg.so.{(torch.version.cuda or '13').partition('.')[0]}"  # of the CUDA version that DALI is for too
-    installed = [str(found) for folder in nvidia.__path__ for found in Path(folder).glob(f"*/lib/{file}")]
-    for name in (*installed, file):
-        try:
-            library = ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        part = ctypes.c_int()
-        found = []
-        for number in range(2):  # MAJOR_VERSION, MINOR_VERSION of libraryPropertyType
-            library.nvjpegGetProperty(number, ctypes.byref(part))
-            found.append(part.value)
-        break
-    else:
-        found = [0, 0]
-    version = found[0], found[1]
-    if version < SMOOTH_WINDOWS:
-        warnings.warn(
-            f"nvJPEG {version[0]}.{version[1]} cannot enlarge the colour planes of windows as Pillow does, so pixels "
-            f"decoded on this GPU differ a little more from a CPU's. With CUDA 13, pip install 'nvidia-nvjpeg>=13.3'",
-            stacklevel=2,
+    def feed(self, pipe: Any, request: Request) -> None:
+        windows = request.windows
+        pipe.feed_input("images", request.images)
+        pipe.feed_input("start", np.stack([windows.top, windows.left], axis=1))
+        pipe.feed_input("shape", np.stack([windows.height, windows.width], axis=1))
+        for number, output in enumerate(self.outputs):
+            sizes, inside = output.layout(windows, request.beyond)
+            if output.fill or not output.square:
+                pipe.feed_input(f"size{number}", inside[:, 2:].astype(np.float32))
+            if output.fill:
+                pipe.feed_input(f"corner{number}", -inside[:, :2].astype(np.int32))
+                pipe.feed_input(f"whole{number}", sizes.astype(np.int32))
+            if output.normal:
+                pipe.feed_input(f"flip{number}", windows.flip.astype(np.int32))
+                # (x + shift - mean) / std: a colour shift is a mean of one's own, so it costs nothing.
+                pipe.feed_input(f"mean{number}", 255.0 * (np.asarray(output.normal.mean, np.float32) - windows.colour))
+
+    def _windows(self) -> Any:
+        """The node of uint8 windows, decoded or cut."""
+        from nvidia.dali import fn
+        from nvidia.dali import types as dali_types
+
+        types: Any = dali_types
+        start, shape = _input("start", types.INT32, 1), _input("shape", types.INT32, 1)
+        if self.decoder.is_raw:
+            rows = fn.external_source(name="images", dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
+            return fn.slice(rows if self.gpu is None else rows.gpu(), start, shape, **PIXELS)
+        encoded = fn.external_source(name="images", dtype=types.UINT8, ndim=1, no_copy=True)
+        options: Any = {"device": "cpu", "output_type": types.RGB, "adjust_orientation": False}
+        if self.gpu is not None:
+            # Colour planes are enlarged as libjpeg-turbo, and so Pillow and the CPU path, do it.
+            smooth = self.decoder.whole or nvjpeg_version() >= SMOOTH_WINDOWS
+            options |= {"device": "mixed", "hw_decoder_load": self.decoder.hw_load, "jpeg_fancy_upsampling": smooth}
+        if self.decoder.whole:
+            return fn.slice(fn.decoders.image(encoded, **options), start, shape, **PIXELS)
+        return fn.decoders.image_slice(encoded, start, shape, **PIXELS, **options)
+
+    def _output(self, windows: Any, number: int, output: Output) -> Any:
+        from nvidia.dali import fn
+        from nvidia.dali import types as dali_types
+
+        types: Any = dali_types
+        constant = output.square and not output.fill
+        images: Any = fn.resize(
+            windows,
+            size=[output.px, output.px] if constant else _input(f"size{number}", types.FLOAT, 1),
+            interp_type={"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}[output.interpolation],
+            antialias=output.antialias,
         )
-    return version
-
-
-def _cpu_graph(rows: int, decoder: Decoder, threads: int, depth: int) -> Any:
-    from nvidia.dali import pipeline_def
-
-    options: dict[str, Any] = {"device_id": None}  # None, which its types do not know, means no GPU
-
-    @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, **options)
-    def graph():
-        return _windows(decoder, device="cpu")
-
-    return _built(graph)
-
-
-def _gpu_graph(
-    rows: int,
-    decoder: Decoder,
-    px: int,
-    std: tuple[float, float, float],
-    filter: tuple[str, bool],
-    gpu: int | None,
-    threads: int,
-    depth: int,
-) -> Any:
-    """On the CPU if `gpu` is None, which tests use."""
-    from nvidia.dali import fn, pipeline_def, types
-
-    options: dict[str, Any] = {"device_id": gpu}
-
-    @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, **options)
-    def graph():
-        images = _windows(decoder, device="cpu" if gpu is None else "mixed")
-        images = fn.resize(images, size=[px, px], **_filter(*filter))
+        if output.fill:
+            corner, whole = _input(f"corner{number}", types.INT32, 1), _input(f"whole{number}", types.INT32, 1)
+            outside: Any = {"out_of_bounds_policy": "pad", "fill_values": [*output.fill]}
+            images = fn.slice(images, corner, whole, **PIXELS, **outside)
+        if not output.normal:
+            return images
         return fn.crop_mirror_normalize(
             images,
-            mirror=fn.external_source(name="flip", dtype=types.INT32, ndim=0),
-            mean=fn.external_source(name="mean", dtype=types.FLOAT, ndim=1),
-            std=[255.0 * value for value in std],
+            mirror=_input(f"flip{number}", types.INT32, 0),
+            mean=_input(f"mean{number}", types.FLOAT, 1),
+            std=[255.0 * value for value in output.normal.std],
             dtype=types.FLOAT,
             output_layout="HWC",
         )
 
-    return _built(graph)
 
+def _input(name: str, dtype: Any, ndim: int) -> Any:
+    from nvidia.dali import fn
 
-def _renderings_graph(
-    rows: int, decoder: Decoder, renderings: Sequence[Rendering], gpu: int | None, threads: int, depth: int
-) -> Any:
-    """On the CPU if `gpu` is None, which tests use. Without renderings images are only decoded."""
-    from nvidia.dali import fn, pipeline_def, types
-
-    options: dict[str, Any] = {"device_id": gpu}
-
-    @pipeline_def(batch_size=rows, num_threads=threads, prefetch_queue_depth=depth, seed=0, **options)
-    def graph():
-        images = _windows(decoder, device="cpu" if gpu is None else "mixed")
-        if not renderings:
-            return (images,)  # a graph must have an output
-        sizes = [fn.external_source(name=f"size{n}", dtype=types.FLOAT, ndim=1) for n in range(len(renderings))]
-        return tuple(
-            fn.resize(images, size=size, **_filter(wanted.interpolation, wanted.antialias))
-            for size, wanted in zip(sizes, renderings, strict=True)
-        )
-
-    return _built(graph)
-
-
-def _filter(interpolation: str, antialias: bool) -> dict[str, Any]:
-    from nvidia.dali import types as dali_types
-
-    types: Any = dali_types
-    kinds = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
-    return {"interp_type": kinds[interpolation], "antialias": antialias}
-
-
-def _built(graph: Callable[[], Any]) -> Any:
-    pipe = graph()
-    pipe.build()
-    return pipe
+    return fn.external_source(name=name, dtype=dtype, ndim=ndim)

@@ -7,88 +7,75 @@ On a GPU, DALI does everything. On a CPU, DALI decodes the windows (raw pixels n
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline.data.decoding import dali
-from pipeline.data.decoding.cpu import images_on_cpu, renderings_on_cpu
-from pipeline.data.rendering import Rendering
+from pipeline.data.decoding.cpu import outputs_on_cpu
+from pipeline.data.decoding.safe import Bad
+from pipeline.data.output import Output
 from pipeline.data.request import Request
 
 
+class Workers(NamedTuple):
+    """Who decodes: `device` is where images are wanted, `on_gpu` whether DALI decodes there; `threads` of the CPU; and
+    how many requests are worked on ahead."""
+
+    device: torch.device
+    on_gpu: bool
+    threads: int
+    prefetch: int
+
+
 def decode(
-    requests: Iterator[Request],
-    *,
-    decoder: dali.Decoder,
-    px: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    interpolation: str,
-    antialias: bool,
-    device: torch.device,
-    on_gpu: bool,
-    threads: int,
-    prefetch: int,
-    bad: dali.Bad,
-) -> Generator[tuple[Request, torch.Tensor], None, None]:
-    """Yield each request with its float32 images [n, 3, px, px] on `device`, in channels_last memory.
+    requests: Iterator[Request], decoder: dali.Decoder, outputs: Sequence[Output], workers: Workers, bad: Bad
+) -> Generator[tuple[Request, list[Any]], None, None]:
+    """Yield each request with its images in each of `outputs`, on the device: float32 [n, 3, px, px] in channels_last
+    memory if the output is normal, else a list of n uint8 [height, width, 3]. Each image is decoded once.
 
-    All requests have the same number of rows; `prefetch` of them are worked on ahead. Rows that could not be decoded
-    come back grey and not valid, after `bad` was told of their ids and the reasons. Images stay valid as long as the
-    caller holds them.
+    All requests have the same number of rows. Rows that could not be decoded come back grey and not valid, after `bad`
+    was told of their ids and the reasons. Normal images stay valid as long as the caller holds them, others until the
+    caller asks for the next.
     """
-    how: dict = {"px": px, "mean": mean, "std": std, "interpolation": interpolation, "antialias": antialias}
-    how |= {"threads": threads, "prefetch": prefetch}
-    if on_gpu:
-        yield from dali.images_on_gpu(requests, decoder=decoder, device=device, bad=bad, **how)
+    ahead = {"threads": workers.threads, "prefetch": workers.prefetch}
+    if workers.on_gpu:
+        yield from dali.outputs_on_gpu(
+            requests, decoder=decoder, outputs=outputs, device=workers.device, bad=bad, **ahead
+        )
         return
-    cut = _cut(requests, decoder, threads, prefetch, bad)
-    yield from _moved(images_on_cpu(cut, pinned=device.type == "cuda", **how), device)
-
-
-def render(
-    requests: Iterator[Request],
-    *,
-    decoder: dali.Decoder,
-    renderings: Sequence[Rendering],
-    device: torch.device,
-    on_gpu: bool,
-    threads: int,
-    prefetch: int,
-    bad: dali.Bad,
-) -> Generator[tuple[Request, list[list[torch.Tensor]]], None, None]:
-    """Yield each request, of whole images, with the uint8 images [height, width, 3] of its rows in each of
-    `renderings`, on `device`; for the rest as `decode`. Images are valid until the caller asks for the next."""
-    how: dict = {"renderings": renderings, "threads": threads, "prefetch": prefetch}
-    if on_gpu:
-        yield from dali.renderings_on_gpu(requests, decoder=decoder, device=device, bad=bad, **how)
-        return
-    for request, images in renderings_on_cpu(_cut(requests, decoder, threads, prefetch, bad), **how):
-        yield request, [[image.to(device) for image in of_one] for of_one in images]
-
-
-def _moved(
-    pairs: Iterator[tuple[Request, torch.Tensor]], device: torch.device
-) -> Iterator[tuple[Request, torch.Tensor]]:
-    """Images on `device`. To a GPU they are copied while the CPU goes on; their memory is held until that is done."""
-    on_the_way: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
-    for request, images in pairs:
-        moved = images.to(device, non_blocking=True)
-        if device.type == "cuda":
-            done = torch.cuda.Event()
-            done.record(torch.cuda.current_stream(device))
-            on_the_way.append((images, done))
-            while on_the_way and on_the_way[0][1].query():
-                on_the_way.popleft()
-        del images
-        yield request, moved
+    pinned = workers.device.type == "cuda"
+    yield from _moved(
+        outputs_on_cpu(_cut(requests, decoder, ahead, bad), outputs=outputs, pinned=pinned, **ahead), workers.device
+    )
 
 
 def _cut(
-    requests: Iterator[Request], decoder: dali.Decoder, threads: int, prefetch: int, bad: dali.Bad
+    requests: Iterator[Request], decoder: dali.Decoder, ahead: dict[str, int], bad: Bad
 ) -> Iterator[tuple[Request, list[np.ndarray]]]:
     """Requests with their uint8 windows."""
     if decoder.is_raw:
         return ((request, request.cut()) for request in requests)
-    return dali.windows_on_cpu(requests, decoder=decoder, threads=threads, prefetch=prefetch, bad=bad)
+    return dali.windows_on_cpu(requests, decoder=decoder, bad=bad, **ahead)
+
+
+def _moved(pairs: Iterator[tuple[Request, list[Any]]], device: torch.device) -> Iterator[tuple[Request, list[Any]]]:
+    """Images on `device`. To a GPU they are copied while the CPU goes on; their memory is held until that is done."""
+    on_the_way: deque[tuple[list[Any], torch.cuda.Event]] = deque()
+    for request, outputs in pairs:
+        moved = [_to(images, device) for images in outputs]
+        if device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(device))
+            on_the_way.append((outputs, done))
+            while on_the_way and on_the_way[0][1].query():
+                on_the_way.popleft()
+        del outputs
+        yield request, moved
+
+
+def _to(images: torch.Tensor | list[torch.Tensor], device: torch.device) -> torch.Tensor | list[torch.Tensor]:
+    if isinstance(images, list):
+        return [image.to(device, non_blocking=True) for image in images]
+    return images.to(device, non_blocking=True)

@@ -7,7 +7,7 @@ others, and which Pillow decodes.
 import numpy as np
 
 from pipeline.data.decoding.kinds import other_kind
-from pipeline.data.request import Request, shown
+from pipeline.data.request import Request, clamp_padding
 
 PADDING = 4096  # bytes behind the end of a JPEG, at most: some cameras and editors fill up a sector or a page
 START, SCAN, END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"  # markers of a JPEG
@@ -46,7 +46,7 @@ class Screen:
 
     def _looked_at(self, request: Request) -> np.ndarray:
         """Height and width of each row, or UNKNOWN, SUSPECT or OTHER: int32 [n, 2]."""
-        ids = shown(request.ids)
+        ids = clamp_padding(request.ids)
         short = int(ids.max()) + 1 - len(self._sizes)
         if short > 0:
             more = np.full((short + len(self._sizes), 2), UNKNOWN, np.int32)

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pipeline.data.geometry import Crops
 from pipeline.data.index import Index
 from pipeline.data.storage.cache import Cache
-from pipeline.data.windows import Windows
 from pipeline.errors import EXIT_CODE, UserError
 
 
@@ -42,7 +42,7 @@ class Reader:
         """The encoded images of `ids`, each a read-only uint8 view [size] into its shard."""
         return self._views(ids, self.index.offset[ids], self.index.size[ids])
 
-    def read_rows(self, ids: np.ndarray, windows: Windows) -> list[np.ndarray]:
+    def read_rows(self, ids: np.ndarray, windows: Crops) -> list[np.ndarray]:
         """Of raw images, the rows that the windows cover: uint8 views [window height, image width, 3]."""
         widths = self.index.width[ids]
         row = 3 * widths.astype(np.int64)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from pipeline.data.decoding import dali
 from pipeline.data.decoding.dali import Decoder
-from pipeline.data.decoding.decoder import decode
+from pipeline.data.decoding.decoder import Workers, decode
+from pipeline.data.geometry import Crops
+from pipeline.data.output import Normal, Output
 from pipeline.data.request import Request
-from pipeline.data.windows import Windows
 from pipeline.linting.decode import Told
 from tests.conftest import jpeg, photo
 
@@ -30,9 +31,7 @@ def request(images, boxes, flip=None, colour=None) -> Request:
     flip = np.zeros(n, bool) if flip is None else np.array(flip)
     colour = np.zeros((n, 3), np.float32) if colour is None else np.array(colour, np.float32)
     encoded = [np.frombuffer(image, np.uint8) for image in images]
-    return Request(
-        np.arange(n), np.arange(n) % 5, np.ones(n, bool), encoded, Windows(top, left, height, width, flip, colour)
-    )
+    return Request(np.arange(n), np.ones(n, bool), encoded, Crops(top, left, height, width, flip, colour))
 
 
 def raw_request(images, boxes, **options) -> Request:
@@ -46,33 +45,17 @@ def refuse(ids, reasons):
     raise AssertionError((ids, reasons))
 
 
-def run_pairs(
-    *requests,
-    px=32,
-    mean=(0.0, 0.0, 0.0),
-    std=(1 / 255,) * 3,
-    interpolation="bilinear",
-    antialias=True,
-    device=CPU,
-    prefetch=2,
-    on_bad=refuse,
-    whole=False,
-):
-    """(request, images) of each request; by default as pixels in 0..255."""
-    return decode(
-        iter(requests),
-        decoder=Decoder(bool(requests) and requests[0].images[0].ndim == 3, whole),
-        px=px,
-        mean=mean,
-        std=std,
-        interpolation=interpolation,
-        antialias=antialias,
-        device=device,
-        on_gpu=device.type == "cuda",
-        threads=2,
-        prefetch=prefetch,
-        bad=Told(on_bad),
-    )
+def normal(px=32, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3, **how) -> Output:
+    """What training asks for; by default pixels in 0..255."""
+    return Output(px, square=True, normal=Normal(mean, std), **how)
+
+
+def run_pairs(*requests, device=CPU, prefetch=2, on_bad=refuse, whole=False, **how):
+    """(request, images) of each request, as `normal` has them."""
+    decoder = Decoder(bool(requests) and requests[0].images[0].ndim == 3, whole)
+    workers = Workers(device, device.type == "cuda", threads=2, prefetch=prefetch)
+    for done, (images,) in decode(iter(requests), decoder, [normal(**how)], workers, Told(on_bad)):
+        yield done, images
 
 
 def run(*requests: Request, **options) -> list[torch.Tensor]:

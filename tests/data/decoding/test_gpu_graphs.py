@@ -5,9 +5,8 @@ Levels are of 255. The tolerances are what was measured (DALI 2.4, torch 2.14, P
 """
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +16,13 @@ from PIL import Image
 
 from pipeline.data.decoding import dali
 from pipeline.data.decoding.dali import Decoder
-from pipeline.data.decoding.decoder import decode, render
+from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.decoding.screen import Screen
-from pipeline.data.rendering import Rendering
+from pipeline.data.output import Output
 from pipeline.data.request import Request
 from pipeline.linting.decode import Told
 from tests.conftest import jpeg, photo
-from tests.data.decoding.test_decoder import BROKEN, CPU, MEAN, STD, pixels, raw_request, refuse, request
+from tests.data.decoding.test_decoder import BROKEN, CPU, MEAN, STD, normal, pixels, raw_request, refuse, request
 from tests.data.decoding.test_screen import JPEG, SOUND, THUMBNAIL, TORN
 
 PX = 64
@@ -80,26 +79,26 @@ PICTURES = {kind: pictures(kind, [(130, 132)] * ROWS) for kind in ("photos", "no
 def no_events(monkeypatch) -> None:
     """Without a GPU, `_held` has no events to wait for, and none are needed."""
 
-    def held(*arguments: Any) -> Any:
-        return dali._run(*arguments[:-1], Screen(torn=True))
-
-    monkeypatch.setattr(dali, "_held", held)
+    monkeypatch.setattr(dali, "_held", lambda *words: dali._run(*words[:-1]))
 
 
 def both(
     requests: Iterable[Request],
-    work: Callable[..., Any] = decode,
+    outputs: list[Output] | None = None,
     is_raw: bool = False,
     whole: bool = False,
+    bad: Told | None = None,
+    prefetch: int = 2,
     **how: Any,
 ) -> tuple[list[Any], list[Any]]:
-    """What the GPU's graph and the CPU's path make of the requests; windows by default as pixels in 0..255."""
-    if work is decode:
-        how = {"px": PX, "mean": (0.0,) * 3, "std": (1 / 255,) * 3} | how
-        how = {"interpolation": "bilinear", "antialias": True} | how
-    how = {"bad": Told(refuse), "threads": 2, "prefetch": 2, "decoder": Decoder(is_raw, whole), "device": CPU} | how
-    gpu, cpu = (list(work(iter(requests), on_gpu=on_gpu, **how)) for on_gpu in (True, False))
-    return gpu, cpu
+    """What the GPU's graph and the CPU's path make of the requests; by default what training asks for, in 0..255."""
+    made = []
+    for on_gpu in (True, False):
+        workers = Workers(CPU, on_gpu, 2, prefetch)
+        wanted = outputs or [normal(**{"px": PX} | how)]
+        pairs = decode(iter(requests), Decoder(is_raw, whole), wanted, workers, bad or Told(refuse))
+        made.append([(done, images if outputs else images[0]) for done, images in pairs])
+    return made[0], made[1]
 
 
 def require(difference: torch.Tensor, allowed: Apart) -> None:
@@ -213,9 +212,14 @@ class Forgiving:
 
 @pytest.fixture
 def forgiving(monkeypatch) -> None:
-    for name in ("_gpu_graph", "_renderings_graph"):
-        build = getattr(dali, name)
-        monkeypatch.setattr(dali, name, lambda *given, build=build: Forgiving(build(*given)))
+    """Graphs with outputs forgive; those that try images by themselves, and the CPU's, do not."""
+    usual = dali.Graph.build
+
+    def build(graph: dali.Graph, rows: int, depth: int) -> Any:
+        pipe = usual(graph, rows, depth)
+        return Forgiving(pipe) if graph.outputs else pipe
+
+    monkeypatch.setattr(dali.Graph, "build", build)
 
 
 def verdicts(
@@ -228,20 +232,20 @@ def verdicts(
     return gpu, cpu, lost
 
 
-SCALES = partial(render, renderings=[Rendering(PX, "bilinear", True)])
+SCALES = [Output(PX)]
 
 
-@pytest.mark.parametrize("work", [decode, SCALES], ids=["windows", "whole images"])
+@pytest.mark.parametrize("outputs", [None, SCALES], ids=["windows", "whole images"])
 @pytest.mark.parametrize("name", TORN)
-def test_torn_photos_are_lost_though_the_decoder_forgives_them(name, work, forgiving):
+def test_torn_photos_are_lost_though_the_decoder_forgives_them(name, outputs, forgiving):
     """As they are on the CPU's path; their neighbours are what they are beside a sound photo."""
     boxes = [(0, 0, 300, 400)] * 3
-    gpu, cpu, lost = verdicts([JPEG, TORN[name], SOUND["PNG"]], boxes, work=work)
-    whole, _, _ = verdicts([JPEG, JPEG, SOUND["PNG"]], boxes, work=work)
+    gpu, cpu, lost = verdicts([JPEG, TORN[name], SOUND["PNG"]], boxes, outputs=outputs)
+    whole, _, _ = verdicts([JPEG, JPEG, SOUND["PNG"]], boxes, outputs=outputs)
     assert lost == [[1]] * 4
     for (request_gpu, images), (request_cpu, _), (_, sound) in zip(gpu, cpu, whole, strict=True):
         assert request_gpu.valid.tolist() == request_cpu.valid.tolist() == [True, False, True]
-        got, expected = (images, sound) if work is decode else (images[0], sound[0])
+        got, expected = (images[0], sound[0]) if outputs else (images, sound)
         for row in (0, 2):
             assert torch.equal(got[row], expected[row])
         assert (got[1] == 118).all()
@@ -279,17 +283,19 @@ def test_padding_behind_a_photo_does_not_cost_it(padding, forgiving):
 
 def test_when_a_graph_fails_the_cpu_tells_the_culprit(monkeypatch):
     """Every row is tried by the CPU's decoder; if it finds nothing, the graph's own error is raised."""
-    usual = dali._gpu_graph
+    usual = dali.Graph.build
 
     def trouble(**options: Any) -> None:
         raise RuntimeError("a GPU's own trouble")
 
-    def failing(*given: Any) -> Any:
-        graph = Forgiving(usual(*given))
-        graph.share_outputs = trouble
-        return graph
+    def failing(graph: dali.Graph, rows: int, depth: int) -> Any:
+        pipe: Any = usual(graph, rows, depth)
+        if graph.outputs:
+            pipe = Forgiving(pipe)
+            pipe.share_outputs = trouble
+        return pipe
 
-    monkeypatch.setattr(dali, "_gpu_graph", failing)
+    monkeypatch.setattr(dali.Graph, "build", failing)
     with pytest.raises(RuntimeError, match="a GPU's own trouble"):
         both([request([JPEG], [(0, 0, 300, 400)])])
 
@@ -299,8 +305,8 @@ def test_when_a_graph_fails_the_cpu_tells_the_culprit(monkeypatch):
 def test_whole_images_at_scales_are_those_of_the_cpu_and_pillows(kind, interpolation, antialias, form):
     encoded = pictures(kind, SIDES)
     asked = form(encoded, [(0, 0, *sides) for sides in SIDES])
-    scales = [Rendering(px, interpolation, antialias) for px in (40, 48, 70)]
-    gpu, cpu = both([asked] * 3, partial(render, renderings=scales), is_raw=form is raw_request)
+    scales = [Output(px, interpolation, antialias) for px in (40, 48, 70)]
+    gpu, cpu = both([asked] * 3, scales, is_raw=form is raw_request)
     assert [done for done, _ in gpu] == [asked] * 3
     allowed = ALLOWED[kind, interpolation, antialias]
     for scale, of_one, expected in zip(scales, gpu[0][1], cpu[0][1], strict=True):

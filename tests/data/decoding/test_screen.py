@@ -142,7 +142,7 @@ def test_an_image_is_looked_at_once_and_every_window_of_it_is_compared(monkeypat
 def test_stand_ins_and_padding_say_nothing_of_an_image():
     found = Screen(torn=True)
     bad = replace(asked(b""), ids=np.array([3]))
-    left_out = bad.without(np.ones(1, bool))
+    left_out = bad.with_placeholder(np.ones(1, bool))
     assert not kept_out(found, left_out).any()
     assert not kept_out(found, replace(left_out, ids=np.array([-1]))).any()  # padding shows sample 0
     assert kept_out(found, bad).all()

@@ -9,8 +9,10 @@ from PIL import Image
 
 from pipeline.data.decoding import dali, kinds, pillow
 from pipeline.data.decoding.dali import Decoder
-from pipeline.data.decoding.decoder import render
-from pipeline.data.rendering import Rendering
+from pipeline.data.decoding.decoder import Workers, decode
+from pipeline.data.decoding.safe import Safe
+from pipeline.data.decoding.screen import Screen
+from pipeline.data.output import Output
 from pipeline.linting.decode import Told, disagreement
 from tests.data.decoding.test_decoder import refuse, request, run
 from tests.data.zoo import DEEP, JPEG, MUCH_TEXT, PHOTO, PLAIN, PX, REFUSED, RGB, ZOO, chunk, png, saved
@@ -79,26 +81,27 @@ def test_a_kind_without_a_right_picture_loses_its_row_with_the_reason():
 def test_scoring_sees_it_too(monkeypatch, on_gpu_graph):
     """The graph of GPUs runs on DALI's CPU backend here."""
     if on_gpu_graph:
-        monkeypatch.setattr(dali, "_held", lambda *words: dali._run(*words[:-1], dali.Screen(torn=True)))
+        monkeypatch.setattr(dali, "_held", lambda *words: dali._run(*words[:-1]))
     zoo = {name: animal for name, animal in ZOO.items() if animal.right is not None}
     asked = request([animal.encoded for animal in zoo.values()], [WHOLE] * len(zoo))
-    how: dict = {"decoder": Decoder(False), "renderings": [Rendering(PX)], "device": torch.device("cpu")}
-    ((_, ((*images,),)),) = render(iter([asked]), on_gpu=on_gpu_graph, threads=2, prefetch=1, bad=Told(refuse), **how)
+    workers = Workers(torch.device("cpu"), on_gpu_graph, threads=2, prefetch=1)
+    ((_, ((*images,),)),) = decode(iter([asked]), Decoder(False), [Output(PX)], workers, Told(refuse))
     for (name, animal), image in zip(zoo.items(), images, strict=True):
         assert np.array_equal(np.asarray(image), animal.right), name
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_dali_refuses_is_tried_by_itself_from_then_on(name):
-    screen = dali.Screen(torn=False)
     graphs: list[int] = []
 
-    def build(rows, depth):
-        graphs.append(rows)
-        return dali._cpu_graph(rows, Decoder(False), 1, depth)
+    class Counted(dali.Graph):
+        def build(self, rows, depth):
+            graphs.append(rows)
+            return super().build(rows, depth)
 
     asked = [request([JPEG, REFUSED[name]], [WHOLE] * 2) for _ in range(3)]
-    runs = list(dali._run(iter(asked), build, dali._feed_windows, Decoder(False), 1, 1, Told(refuse), screen))
+    safe = Safe(False, Screen(torn=False), Told(refuse), 1, dali.probe(Decoder(False)))
+    runs = list(dali._run(iter(asked), Counted(Decoder(False)), safe, prefetch=1))
     assert len(runs) == 3
     for done, (windows,) in runs:
         assert done.valid.all()

@@ -2,13 +2,15 @@
 
 In: heights and widths in pixels, ids, a seed, an epoch. Out: integer source windows, flips and colour shifts. Every
 recipe says "cut this window out of the source image, resize it to `crop_px`", so one DALI graph serves all of them, and
-decoders read only what is needed. All functions are vectorised over samples; no stateful generator is used.
+decoders read only what is needed. A window may reach beyond its image (`geometry.py`). All functions are vectorised
+over samples; no stateful generator is used.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
+from pipeline.data.geometry import Crops
 from pipeline.rng import normal, uniform
 
 # Eigenvalues and eigenvectors (columns) of the covariance of ImageNet's RGB pixels in 0..1, as published with
@@ -24,20 +26,7 @@ _ATTEMPTS = 10  # of recipe inception
 LONGEST = 16  # sides' ratio in evaluation
 
 
-@dataclass(frozen=True)
-class Windows:
-    """For n samples: top, left, height, width of the window in source pixels, int32 [n]; flip, bool [n]; and the
-    colour shift to add to pixels in 0..1, float32 [n, 3] in R, G, B."""
-
-    top: np.ndarray
-    left: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
-    flip: np.ndarray
-    colour: np.ndarray
-
-
-def alexnet(heights, widths, ids, seed, epoch, *, crop_px: int, resize_px: int, pca=None) -> Windows:
+def alexnet(heights, widths, ids, seed, epoch, *, crop_px: int, resize_px: int, pca=None) -> Crops:
     """Krizhevsky et al. 2012, sections 2 and 4.1: the short side is scaled to `resize_px`, a random `crop_px` square is
     cut from the central `resize_px` square, flipped half of the time, with PCA colour noise."""
     side = np.minimum(heights, widths)
@@ -47,7 +36,7 @@ def alexnet(heights, widths, ids, seed, epoch, *, crop_px: int, resize_px: int, 
     return _windows(top, left, window, window, ids, seed, epoch, pca)
 
 
-def vgg(heights, widths, ids, seed, epoch, *, crop_px: int, scale_px: tuple[int, int], pca=None) -> Windows:
+def vgg(heights, widths, ids, seed, epoch, *, crop_px: int, scale_px: tuple[int, int], pca=None) -> Crops:
     """Simonyan and Zisserman 2014, section 3.1: the short side is scaled to a random S in `scale_px` (inclusive), a
     random `crop_px` square is cut from the whole image, flipped half of the time, with the 2012 paper's RGB shift."""
     low, high = scale_px
@@ -61,7 +50,7 @@ def vgg(heights, widths, ids, seed, epoch, *, crop_px: int, scale_px: tuple[int,
 
 def inception(
     heights, widths, ids, seed, epoch, *, area: tuple[float, float], aspect: tuple[float, float], pca=None
-) -> Windows:
+) -> Crops:
     """Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop: a window of random area and aspect ratio
     anywhere in the image; the first of ten that fits, else the largest central one within the aspect range."""
     heights, widths = heights.astype(np.int64), widths.astype(np.int64)
@@ -84,7 +73,7 @@ def inception(
     return _windows(top, left, window_h, window_w, ids, seed, epoch, pca)
 
 
-def whole(heights, widths) -> Windows:
+def whole(heights, widths) -> Crops:
     """Evaluation: all of the image, unflipped. Views are cut from it when it is resized. Of an image that is longer
     than `LONGEST` times its short side the middle: a line of 1 x 20,000 px would else take gigabytes."""
     most = LONGEST * np.minimum(heights, widths).astype(np.int64)
@@ -111,12 +100,21 @@ def _offset(random: np.ndarray, room: np.ndarray) -> np.ndarray:
     return np.floor(random * (np.maximum(room, 0) + 1)).astype(np.int64)
 
 
-def _pack(top, left, height, width, flip, colour) -> Windows:
+def _pack(top, left, height, width, flip, colour) -> Crops:
     top, left, height, width = (np.asarray(values, np.int32) for values in (top, left, height, width))
-    return Windows(top, left, height, width, flip, colour)
+    return Crops(top, left, height, width, flip, colour)
 
 
-def _windows(top, left, height, width, ids, seed, epoch, pca) -> Windows:
+def _windows(top, left, height, width, ids, seed, epoch, pca) -> Crops:
     flip = uniform(seed, epoch, ids, _FLIP) < 0.5
     colour = np.zeros((len(ids), 3), np.float32) if pca is None else colour_shift(seed, epoch, ids, pca)
     return _pack(top, left, height, width, flip, colour)
+
+
+Recipe = Callable[..., Crops]
+# By data.recipe: the function, and the settings of section data that it takes by name. A new recipe needs a line here.
+RECIPES: dict[str, tuple[Recipe, tuple[str, ...]]] = {
+    "alexnet": (alexnet, ("crop_px", "resize_px")),
+    "vgg": (vgg, ("crop_px", "scale_px")),
+    "inception": (inception, ("area", "aspect")),
+}

@@ -10,15 +10,15 @@ from torchvision.transforms import InterpolationMode, Resize
 
 from pipeline.data.decoding import dali
 from pipeline.data.decoding.dali import Decoder
-from pipeline.data.decoding.decoder import render
-from pipeline.data.rendering import Rendering, resize
+from pipeline.data.decoding.decoder import Workers, decode
+from pipeline.data.output import Output, resize
 from pipeline.linting.decode import Told
 from tests.conftest import jpeg, photo
 from tests.data.decoding.test_decoder import raw_request, refuse, request
 
-CPU = torch.device("cpu")
+ON_CPU = Workers(torch.device("cpu"), on_gpu=False, threads=2, prefetch=2)
 FILTERS = [("bilinear", True), ("bicubic", True), ("bilinear", False), ("bicubic", False)]
-BOTH = [Rendering(48), Rendering(70, "bicubic", False)]
+BOTH = [Output(48), Output(70, "bicubic", False)]
 SIDES = [(60, 90), (91, 64), (40, 40), (200, 77)]
 IMAGES = [jpeg(photo(n, n % 5, *sides), subsampling=0) for n, sides in enumerate(SIDES)]
 
@@ -28,7 +28,7 @@ def test_sizes_are_those_of_torchvision(height, width, px):
     from torchvision.transforms.functional import _compute_resized_output_size
 
     wanted = _compute_resized_output_size((height, width), [px])
-    assert Rendering(px).sizes(np.array([height]), np.array([width]))[0].tolist() == wanted
+    assert Output(px).sizes(np.array([height]), np.array([width]))[0].tolist() == wanted
 
 
 @pytest.mark.parametrize(("interpolation", "antialias"), FILTERS)
@@ -40,21 +40,20 @@ def test_pixels_are_those_of_torchvision(interpolation, antialias):
         wanted = np.asarray(Resize(64, mode)(Image.fromarray(pixels)))
     else:
         wanted = Resize(64, mode, antialias=False)(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
-    height, width = Rendering(64).sizes(np.array([150]), np.array([211]))[0].tolist()
+    height, width = Output(64).sizes(np.array([150]), np.array([211]))[0].tolist()
     got = resize(torch.from_numpy(pixels), height, width, interpolation, antialias).numpy()
     assert np.abs(got.astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("form", [request, raw_request])
-def test_each_image_comes_in_each_rendering_with_its_own_sides(form):
+def test_each_image_comes_in_each_output_with_its_own_sides(form):
     asked = form(IMAGES, [(0, 0, *sides) for sides in SIDES])
-    options = {"device": CPU, "on_gpu": False, "threads": 2, "prefetch": 2, "bad": Told(refuse)}
-    pairs = list(render(iter([asked] * 3), decoder=Decoder(form is raw_request), renderings=BOTH, **options))
+    pairs = list(decode(iter([asked] * 3), Decoder(form is raw_request), BOTH, ON_CPU, Told(refuse)))
     assert len(pairs) == 3
     for done, images in pairs:
         assert done is asked
-        for rendering, of_one in zip(BOTH, images, strict=True):
-            sizes = rendering.sizes(*np.array(SIDES).T).tolist()
+        for output, of_one in zip(BOTH, images, strict=True):
+            sizes = output.sizes(*np.array(SIDES).T).tolist()
             assert [list(image.shape) for image in of_one] == [[*size, 3] for size in sizes]
             assert {image.dtype for image in of_one} == {torch.uint8}
 
@@ -64,13 +63,10 @@ def test_the_graph_for_gpus_gives_the_same_pixels(interpolation, antialias):
     """Run on the CPU: within two levels of 255 away from the border, where DALI repeats it. (Without antialiasing
     torch's bicubic has another coefficient, -0.75 for -0.5, and is left out.)"""
     asked = raw_request(IMAGES, [(0, 0, *sides) for sides in SIDES])
-    rendering = Rendering(48, interpolation, antialias)
-    graph = dali._renderings_graph(len(IMAGES), Decoder(is_raw=True), [rendering, Rendering(60)], None, 1, 1)
-    dali._feed_windows(graph, asked)
-    for number, wanted in enumerate([rendering, Rendering(60)]):
-        sizes = wanted.sizes(asked.windows.height, asked.windows.width)
-        graph.feed_input(f"size{number}", sizes.astype(np.float32))
-    first, second = graph.run()
+    graph = dali.Graph(Decoder(is_raw=True), (Output(48, interpolation, antialias), Output(60)))
+    pipe = graph.build(len(IMAGES), 1)
+    graph.feed(pipe, asked)
+    first, second = pipe.run()
     for row, pixels in enumerate(asked.images):
         got = np.asarray(first[row]).astype(int)
         wanted = resize(torch.from_numpy(pixels.copy()), *got.shape[:2], interpolation, antialias).numpy()
@@ -78,27 +74,27 @@ def test_the_graph_for_gpus_gives_the_same_pixels(interpolation, antialias):
         assert min(np.asarray(second[row]).shape[:2]) == 60
 
 
-def test_without_renderings_images_are_only_decoded():
+def test_without_outputs_images_are_only_decoded():
     asked = raw_request(IMAGES, [(0, 0, *sides) for sides in SIDES])
-    options = {"device": CPU, "on_gpu": False, "threads": 1, "prefetch": 1, "bad": Told(refuse)}
-    assert list(render(iter([asked]), decoder=Decoder(is_raw=True), renderings=[], **options)) == [(asked, [])]
-    graph = dali._renderings_graph(len(IMAGES), Decoder(is_raw=True), [], None, 1, 1)
-    dali._feed_windows(graph, asked)
-    (images,) = graph.run()
+    assert list(decode(iter([asked]), Decoder(is_raw=True), [], ON_CPU, Told(refuse))) == [(asked, [])]
+    graph = dali.Graph(Decoder(is_raw=True))
+    pipe = graph.build(len(IMAGES), 1)
+    graph.feed(pipe, asked)
+    (images,) = pipe.run()
     assert [np.asarray(images[row]).shape[:2] for row in range(len(SIDES))] == SIDES
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", [request, raw_request])
-def test_the_gpu_gives_the_same_renderings(form):
+def test_the_gpu_gives_the_same_outputs(form):
     asked = form(IMAGES, [(0, 0, *sides) for sides in SIDES])
-    options = {"threads": 2, "prefetch": 2, "bad": Told(refuse), "decoder": Decoder(form is raw_request)}
-    plain = [Rendering(48), Rendering(70, "bicubic")]
-    (_, cpu), *_ = render(iter([asked]), renderings=plain, device=CPU, on_gpu=False, **options)
+    plain, decoder = [Output(48), Output(70, "bicubic")], Decoder(form is raw_request)
+    (_, cpu), *_ = decode(iter([asked]), decoder, plain, ON_CPU, Told(refuse))
     gpu = torch.device("cuda", torch.cuda.current_device())
-    for _, images in render(iter([asked] * 3), renderings=plain, device=gpu, on_gpu=True, **options):
+    on_gpu = Workers(gpu, True, threads=2, prefetch=2)
+    for _, images in decode(iter([asked] * 3), decoder, plain, on_gpu, Told(refuse)):
         for of_one, expected in zip(images, cpu, strict=True):
             for image, wanted in zip(of_one, expected, strict=True):
                 assert image.device == gpu
                 assert (image.cpu().int() - wanted.int())[3:-3, 3:-3].abs().float().mean() < 1
-    assert list(render(iter([asked]), renderings=[], device=gpu, on_gpu=True, **options)) == [(asked, [])]
+    assert list(decode(iter([asked]), decoder, [], on_gpu, Told(refuse))) == [(asked, [])]
