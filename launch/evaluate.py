@@ -173,7 +173,7 @@ def _show(result, picture_file: Path, home: Path, other_set: str | None) -> None
         )
     point = {STEP: one.step, EPOCH: one.epoch}
     for name, score in scores.items():
-        point |= eval_point(name, score, other_set)
+        point |= eval_point(name, score.as_dict(), other_set)
     home.mkdir(parents=True, exist_ok=True)
     with open_journal(config, home, is_main=True, wandb_id=one.wandb_id if home == one.run else None) as journal:
         journal.log(point)

@@ -56,7 +56,7 @@ class Progress:
     step: Count = 0
     epoch: NotNegative = 0.0
     samples_seen: Count = 0
-    errors: list[Fraction] = field(default_factory=list)  # validation top-1 error of every evaluation, oldest first
+    errors: list[Fraction] = field(default_factory=list)  # the task's headline of every validation, oldest first
     best_error: Fraction | None = None
     best_step: Count | None = None
     wandb_id: str | None = None

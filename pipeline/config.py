@@ -14,11 +14,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline import hints, unread
 from pipeline.deepspeed_keys import check as check_deepspeed_keys
 from pipeline.errors import UserError
+from pipeline.own import check as check_own
 from pipeline.views import Scales, looks
 from pipeline.views import parse as parse_view
 
@@ -33,6 +43,8 @@ def _view(value: Any) -> str:
 
 
 View = Annotated[str, BeforeValidator(_view)]
+Recipe = Annotated[str, AfterValidator(lambda name: check_own(name, ("alexnet", "vgg", "inception")))]
+Task = Annotated[str, AfterValidator(lambda name: check_own(name, ("classification",)))]
 
 
 class Section(BaseModel):
@@ -80,9 +92,9 @@ class Data(Section):
     """Folder for shards behind URLs, on a disk of the machine; all its processes and jobs share it."""
     cache_gb: Annotated[float, Field(gt=0)] = 100.0
     """Most gigabytes (10^9 bytes) in that folder; the shards that were not used for longest go first."""
-    recipe: Literal["alexnet", "vgg", "inception"] = "alexnet"
+    recipe: Recipe = "alexnet"
     """How training windows are chosen: alexnet (a crop of the central square), vgg (random scale), inception (random
-    area and aspect ratio)."""
+    area and aspect ratio), or package.module:function of your own, called as those of pipeline/data/crops.py."""
     crop_px: Positive = 224
     """Side of the square that the network sees, in pixels."""
     resize_px: Positive = 256
@@ -313,6 +325,8 @@ class Config(Section):
     """Seed of the order, the windows, the colours, the initial weights and dropout."""
     tracking: Literal["wandb", "none"] = "wandb"
     """wandb: log to Weights & Biases, offline without an account or a network. metrics.jsonl is written in any case."""
+    task: Task = "classification"
+    """What is learned: classification, or package.module:class of your own, see pipeline/tasks/task.py."""
     data: Data = Data()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()

@@ -11,7 +11,7 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,6 @@ from pipeline.errors import UserError, first_mistake
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from pipeline.tasks.classification import Score
 
 METRICS = "metrics.jsonl"
 
@@ -55,10 +53,10 @@ class Presentation:
     summary: dict[str, Any]
 
 
-def eval_point(view: str, score: "Score", other_set: str | None = None) -> Point:
+def eval_point(view: str, scores: Mapping[str, float], other_set: str | None = None) -> Point:
     """A point of one view's errors (fractions in 0..1) and loss; `other_set` names what is not data.validation."""
     prefix = f"eval/{other_set}/{view}" if other_set else f"eval/{view}"
-    return {f"{prefix}/{name}": value for name, value in score.as_dict().items()}
+    return {f"{prefix}/{name}": value for name, value in scores.items()}
 
 
 class Sink(Protocol):

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.compiler import c_compiler
-from pipeline import builds, checkpoint, journal, network
+from pipeline import builds, checkpoint, journal, network, own
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse, resolved
 from pipeline.data import quarantine
+from pipeline.data.crops import RECIPES
 from pipeline.data.index import MANIFEST, QUARANTINE, Index
 from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
@@ -50,6 +51,10 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
         )
     builds.require_dali()
     network.check(config.model, config.data)
+    if config.data.recipe not in RECIPES:
+        own.find("data.recipe", config.data.recipe)
+    if config.task != "classification":
+        own.find("task", config.task)
     if config.train.compile and not c_compiler():
         raise UserError(
             "train.compile=true, but there is no C compiler here, which torch.compile calls. Install gcc, or set "

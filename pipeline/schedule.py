@@ -19,7 +19,8 @@ def learning_rate(
     total_steps: int,
     errors: Sequence[float] = (),
 ) -> float:
-    """The learning rate of `step` (0, 1, ...); `errors` are the validation top-1 errors so far, oldest first."""
+    """The learning rate of `step` (0, 1, ...); `errors` are the task's headlines of all
+    validations so far, oldest first."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return peak_lr * (step + 1) / warmup

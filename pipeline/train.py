@@ -24,7 +24,6 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, decodes_on_gpu, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import ScoredModel, evaluate, require_views
 from pipeline.journal import Journal, open_journal
 from pipeline.locks import only_job
 from pipeline.meter import Meter
@@ -33,6 +32,7 @@ from pipeline.run_plan import RunPlan, num_classes
 from pipeline.runtime import Runtime, StopRequest, seed_everything
 from pipeline.schedule import learning_rate
 from pipeline.stopwatch import Stopwatch
+from pipeline.tasks.task import task_of
 from pipeline.whereabouts import COMPUTE, DATA, END, EVALUATE, SAVE, Whereabouts
 
 
@@ -100,6 +100,7 @@ def train(config: Config, plan: RunPlan, runtime: Runtime, here: Whereabouts) ->
             micro_steps=config.train.split(runtime.world)[1],
             first_step=progress.step,
             last_step=length.total,
+            task=stepper.task,
             run=run,
             too_many_bad=stop.refuse,
         )
@@ -237,18 +238,16 @@ def _evaluate(
         dist.broadcast(buffer, 0)
     model.eval()
     with torch.compiler.set_stance("force_eager"):  # train.compile is for training: other sizes would compile anew
-        scores = evaluate(
-            [ScoredModel(model, config.data, config.evaluation.corners)],
+        scores = stepper.task.evaluate(
+            model,
+            config,
             validation,
-            config.data,
-            config.evaluation.views,
             runtime=runtime,
-            micro_batch=config.evaluation.micro_batch,
             bf16=engine.uses_bf16(config, runtime.on_gpu),
             progress=lambda _: here.note(EVALUATE, progress.step),
-        ).scores()
+        )
     model.train()
-    error = scores[config.evaluation.views[0]].top1_error
+    error = stepper.task.headline(scores)
     progress.errors.append(error)
     if progress.best_error is None or error < progress.best_error:
         progress.best_error, progress.best_step = error, progress.step
@@ -272,7 +271,8 @@ def _stepper(config: Config, plan: RunPlan, runtime: Runtime) -> engine.Stepper:
             network.start_from(model, config.model)
         if config.model.grow_from:
             network.grow(model, config.model)
-    require_views(model.eval(), config.data, config.evaluation.views if plan.validation else ())
+    if plan.validation:
+        task_of(config).require(model.eval(), config)
     model.to(runtime.device).train()
     built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
     if plan.checkpoint:

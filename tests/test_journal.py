@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.config import Config, parse
 from pipeline.errors import UserError
+from pipeline.evaluation.score import Score
 from pipeline.journal import eval_point, open_journal
-from pipeline.tasks.classification import Score
 from tests.conftest import disk_of, fill
 
 ROOT = Path(__file__).parents[1]
@@ -210,7 +210,7 @@ def test_sinks_are_closed_when_training_fails(tmp_path):
 
 
 def test_point_of_an_evaluation():
-    point = eval_point("ten", Score(seen=8, correct1=5, correct5=7, loss=0.5))
+    point = eval_point("ten", Score(seen=8, correct1=5, correct5=7, loss=0.5).as_dict())
     assert point == {"eval/ten/top1_error": 0.375, "eval/ten/top5_error": 0.125, "eval/ten/loss": 0.5}
 
 

@@ -112,7 +112,8 @@ def _windows(top, left, height, width, ids, seed, epoch, pca) -> Crops:
 
 
 Recipe = Callable[..., Crops]
-# By data.recipe: the function, and the settings of section data that it takes by name. A new recipe needs a line here.
+# By data.recipe: the function, and the settings of section data that it takes by name; one of a user's own takes
+# crop_px. All take `pca`.
 RECIPES: dict[str, tuple[Recipe, tuple[str, ...]]] = {
     "alexnet": (alexnet, ("crop_px", "resize_px")),
     "vgg": (vgg, ("crop_px", "scale_px")),

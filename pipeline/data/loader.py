@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline import own
 from pipeline.config import Data
 from pipeline.data import crops
 from pipeline.data.decoding.dali import Decoder
@@ -159,6 +160,8 @@ def eval_batches(
 
 def recipe(index: Index, data: Data) -> crops.Recipe:
     """The config's recipe as one function of (heights, widths, ids, seed, epoch)."""
+    if data.recipe not in crops.RECIPES:
+        return partial(own.find("data.recipe", data.recipe), crop_px=data.crop_px, pca=_pca(index, data))
     choose, names = crops.RECIPES[data.recipe]
     return partial(choose, pca=_pca(index, data), **{name: getattr(data, name) for name in names})
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.tasks.classification import TOP, Score
+from pipeline.evaluation.score import TOP, Score
 
 SMALLEST = 5e-324  # probability in a loss
 NO_CLASS = -1  # in place of a class: fewer than five classes, an image that was not scored, a row of NaN

@@ -20,8 +20,8 @@ from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.interval import wilson
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
 from pipeline.evaluation.papers import Entry, compare
+from pipeline.evaluation.score import TOP, Score
 from pipeline.journal import Presentation
-from pipeline.tasks.classification import TOP, Score
 from pipeline.views import looks
 from pipeline.wording import counted
 

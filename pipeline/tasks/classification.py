@@ -1,49 +1,32 @@
-"""Counting, not averaging: integer counts of right answers on the device, turned into errors once, at the end.
+"""One class per image. Counting, not averaging: integer counts of right answers on the device, turned into errors once,
+at the end.
 
 In: logits [n, classes], labels [n], and which rows are valid. Out: a loss; float64 tensors [seen, correct@1, correct@5,
-loss sum] that add up over batches and ranks; counts below 2^53 stay exact in them.
+loss sum] that add up over batches and ranks; counts below 2^53 stay exact in them; errors of the validation set.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-TOP = 5  # classes among which the label is looked for
+from pipeline.config import Config
+from pipeline.data.fields import Labels
+from pipeline.data.index import Index
+from pipeline.evaluation.evaluate import ScoredModel, evaluate, require_views
+from pipeline.evaluation.score import TOP, Score
+from pipeline.runtime import Runtime
+
 IGNORED = -1  # torch's ignore_index
 
 
 @dataclass(frozen=True)
-class Score:
-    """Counts over `seen` images; errors are fractions in 0..1 (1 if none was seen), loss is the mean cross-entropy.
-
-    Among TOP outputs and fewer the label always is, so there is no `correct5`, and no error of it: None.
-    """
-
-    seen: int
-    correct1: int
-    correct5: int | None
-    loss: float
-
-    @property
-    def top1_error(self) -> float:
-        return 1.0 - self.correct1 / max(self.seen, 1)
-
-    @property
-    def top5_error(self) -> float | None:
-        return None if self.correct5 is None else 1.0 - self.correct5 / max(self.seen, 1)
-
-    def as_dict(self) -> dict[str, float]:
-        """By the names that the journal uses."""
-        of_five = {} if self.top5_error is None else {"top5_error": self.top5_error}
-        return {"top1_error": self.top1_error, **of_five, "loss": self.loss}
-
-
-@dataclass(frozen=True)
-class Classification:
-    """One class an image. Outputs are logits, float32 [n, classes]; targets are labels, int64 [n]."""
+class Classification(Labels):
+    """Outputs are logits, float32 [n, classes]; targets are labels, int64 [n]."""
 
     label_smoothing: float = 0.0
     num_counts: ClassVar[int] = 4
@@ -73,6 +56,36 @@ class Classification:
 
     def scores(self, counts: torch.Tensor) -> dict[str, float]:
         return score(counts).as_dict()
+
+    def require(self, network: nn.Module, config: Config) -> None:
+        """Raises UserError if the network has no dense form, and a view needs one."""
+        require_views(network, config.data, config.evaluation.views)
+
+    def evaluate(
+        self,
+        network: nn.Module,
+        config: Config,
+        index: Index,
+        *,
+        runtime: Runtime,
+        bf16: bool,
+        progress: Callable[[int], None],
+    ) -> dict[str, dict[str, float]]:
+        outcomes = evaluate(
+            [ScoredModel(network, config.data, config.evaluation.corners)],
+            index,
+            config.data,
+            config.evaluation.views,
+            runtime=runtime,
+            micro_batch=config.evaluation.micro_batch,
+            bf16=bf16,
+            progress=progress,
+        )
+        return {view: score.as_dict() for view, score in outcomes.scores().items()}
+
+    def headline(self, scores: Mapping[str, Mapping[str, float]]) -> float:
+        """The top-1 error of the first view."""
+        return next(iter(scores.values()))["top1_error"]
 
 
 def _known(labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

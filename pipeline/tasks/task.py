@@ -1,18 +1,25 @@
 """What a network is trained for, as far as the loop must know: the contract, and the task of a config.
 
-A task turns outputs and targets into a loss, and into counts that add up over batches and ranks. Rows that are padding
-or could not be decoded are not `valid`: they have a target like others, and must change neither.
+A task makes targets of what its samples have beside their images, and of outputs and targets a loss, and counts that
+add up over batches and ranks. Rows that are padding or could not be decoded are not `valid`: they have a target like
+others, and must change neither. It scores a network on a set, and says which figure of that is the one that counts.
 """
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol
 
 import torch
+from torch import nn
 
+from pipeline import own
 from pipeline.config import Config
+from pipeline.data.fields import Targets
+from pipeline.data.index import Index
+from pipeline.runtime import Runtime
 from pipeline.tasks.classification import Classification
 
 
-class Task(Protocol):
+class Task(Targets, Protocol):
     num_counts: ClassVar[int]
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -28,6 +35,33 @@ class Task(Protocol):
         """What is logged of counts of all ranks, by name. `loss` is among them."""
         ...
 
+    def require(self, network: nn.Module, config: Config) -> None:
+        """Raises UserError if `network`, in evaluation mode, cannot be scored as the config wants it."""
+        ...
+
+    def evaluate(
+        self,
+        network: nn.Module,
+        config: Config,
+        index: Index,
+        *,
+        runtime: Runtime,
+        bf16: bool,
+        progress: Callable[[int], None],
+    ) -> dict[str, dict[str, float]]:
+        """Score `network`, on the device and in evaluation mode, on each image of a set once: by view, figures by name.
+        `progress` is told how many images are done. Called by all ranks together, the same on all."""
+        ...
+
+    def headline(self, scores: Mapping[str, Mapping[str, float]]) -> float:
+        """Of what `evaluate` returns, the figure that decides which checkpoint is the best, and when `plateau` lowers
+        the learning rate: in 0..1, of which less is better."""
+        ...
+
 
 def task_of(config: Config) -> Task:
-    return Classification(config.train.label_smoothing)
+    """Raises UserError for a task of one's own that is not there."""
+    if config.task == "classification":
+        return Classification(config.train.label_smoothing)
+    task: Task = own.find("task", config.task)()
+    return task

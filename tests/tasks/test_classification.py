@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from pipeline.tasks.classification import Classification, Score, score
+from pipeline.evaluation.score import Score
+from pipeline.tasks.classification import Classification, score
 
 
 def count(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
