@@ -155,7 +155,8 @@ def _score(found, outputs, index, finish) -> None:
 def _show(result, picture_file: Path, home: Path, other_set: str | None) -> None:
     """The picture of mistakes, and all of it to Weights & Biases."""
     from pipeline.evaluation import figure, report
-    from pipeline.journal import EPOCH, STEP, eval_point, open_journal
+    from pipeline.tracking.journal import open_journal
+    from pipeline.tracking.points import EPOCH, STEP, eval_point
 
     one, config, outcomes = result.classifiers[0], result.classifiers[0].config, result.outcomes
     scores = outcomes.scores()
@@ -177,7 +178,7 @@ def _show(result, picture_file: Path, home: Path, other_set: str | None) -> None
     home.mkdir(parents=True, exist_ok=True)
     with open_journal(config, home, is_main=True, wandb_id=one.wandb_id if home == one.run else None) as journal:
         journal.log(point)
-        journal.present(report.presentation(result, other_set, picture, view))
+        journal.log_media(report.presentation(result, other_set, picture, view))
     if journal.wandb_folder:
         print(f"  W&B         {journal.wandb_folder}")
 

@@ -10,13 +10,13 @@ import time
 import torch
 import torch.distributed as dist
 
-from pipeline import journal as keys
 from pipeline.config import Config
 from pipeline.engine import Stepper
 from pipeline.errors import UserError
-from pipeline.journal import Journal
 from pipeline.runtime import Runtime
 from pipeline.stopwatch import Stopwatch
+from pipeline.tracking import points as keys
+from pipeline.tracking.journal import Journal
 
 
 class Meter:

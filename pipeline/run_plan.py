@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.compiler import c_compiler
-from pipeline import builds, checkpoint, journal, network, own
+from pipeline import builds, checkpoint, network, own
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse, resolved
 from pipeline.data import quarantine
@@ -18,6 +18,7 @@ from pipeline.data.crops import RECIPES
 from pipeline.data.index import MANIFEST, QUARANTINE, Index
 from pipeline.data.index import load as load_index
 from pipeline.errors import UserError
+from pipeline.tracking.jsonl import METRICS, read_lines
 from pipeline.unread import flat
 from pipeline.wording import counted, few
 
@@ -109,8 +110,8 @@ def _check_run_folder(run: Path) -> None:
     home = next(parent for parent in (run, *run.absolute().parents) if parent.exists())
     if not os.access(home, os.W_OK | os.X_OK):
         raise UserError(f"run={run} cannot be written: {home} does not allow it. Give another run folder")
-    if (run / journal.METRICS).exists():
-        journal.read_lines(run / journal.METRICS)
+    if (run / METRICS).exists():
+        read_lines(run / METRICS)
 
 
 def _check_cache(config: Config, index: Index, validation: Index | None) -> None:

@@ -14,17 +14,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline import checkpoint, disk, engine, hints, network, optim, optimizer_state
-from pipeline import journal as keys
 from pipeline.agreement import require_one_folder
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, dump, resolved
-from pipeline.console import Console
 from pipeline.data import quarantine
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, decodes_on_gpu, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
-from pipeline.journal import Journal, open_journal
 from pipeline.locks import only_job
 from pipeline.meter import Meter
 from pipeline.refusal import shared_refusal
@@ -33,6 +30,9 @@ from pipeline.runtime import Runtime, StopRequest, seed_everything
 from pipeline.schedule import learning_rate
 from pipeline.stopwatch import Stopwatch
 from pipeline.tasks.task import task_of
+from pipeline.tracking import points as keys
+from pipeline.tracking.console import Console
+from pipeline.tracking.journal import Journal, open_journal
 from pipeline.whereabouts import COMPUTE, DATA, END, EVALUATE, SAVE, Whereabouts
 
 
@@ -87,9 +87,9 @@ def train(config: Config, plan: RunPlan, runtime: Runtime, here: Whereabouts) ->
         opened.callback(writer.join)
         progress.wandb_id = journal.wandb_id
         if plan.checkpoint:
-            journal.tell(f"going on after step {progress.step} of {length.total}, from {plan.checkpoint}")
+            journal.print_line(f"going on after step {progress.step} of {length.total}, from {plan.checkpoint}")
         for change in plan.changes:
-            journal.tell(f"changed since then: {change}")
+            journal.print_line(f"changed since then: {change}")
         batches = train_batches(
             index,
             config.data,
@@ -189,7 +189,7 @@ def _loop(
             if refusal := stop.any_refusal():
                 raise UserError(f"{refusal}. {folder} is written; the same command goes on from it")
             assert stop.signal
-            journal.tell(
+            journal.print_line(
                 f"stopped after step {done} of {length.total} by {stop.signal.name}; {folder} is written. The same "
                 f"command goes on from it"
             )
@@ -197,8 +197,8 @@ def _loop(
         meter.skip_time()
     best = f", the best of step {progress.best_step} (--best)" if progress.best_step else ""
     where = [] if plan.validation else ["--data", "PACKED_SET"]
-    journal.tell(f"done: {plan.run}, the last checkpoint of step {length.total}{best}")
-    journal.tell(f"score it with: {hints.command('launch.evaluate', plan.run, *where)}")
+    journal.print_line(f"done: {plan.run}, the last checkpoint of step {length.total}{best}")
+    journal.print_line(f"score it with: {hints.command('launch.evaluate', plan.run, *where)}")
     return None
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pipeline import checkpoint, meter, train
-from pipeline import journal as keys
 from pipeline.config import parse
 from pipeline.run_plan import prepare
 from pipeline.tasks.classification import Classification
+from pipeline.tracking import points as keys
 from pipeline.train import lock_run
 from pipeline.whereabouts import Whereabouts
 

@@ -21,7 +21,7 @@ from pipeline.evaluation.interval import wilson
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
 from pipeline.evaluation.papers import Entry, compare
 from pipeline.evaluation.score import TOP, Score
-from pipeline.journal import Presentation
+from pipeline.tracking.points import Media
 from pipeline.views import looks
 from pipeline.wording import counted
 
@@ -142,7 +142,7 @@ def confusions(outcomes: Outcomes, view: str, names: Sequence[str]) -> list[dict
     ]
 
 
-def presentation(result: Evaluated, other_set: str | None, picture: Any, picture_view: str) -> Presentation:
+def presentation(result: Evaluated, other_set: str | None, picture: Any, picture_view: str) -> Media:
     """What Weights & Biases shows of it: the worst classes and confusions of each view, `picture` (or None) of the most
     confident mistakes in `picture_view`, and the errors in %; keys as in `eval_point`."""
     prefix = f"eval/{other_set}" if other_set else "eval"
@@ -156,7 +156,7 @@ def presentation(result: Evaluated, other_set: str | None, picture: Any, picture
             if key in found:
                 summary[f"{prefix}/{view}/{key}"] = found[key]
     pictures = {f"{prefix}/{picture_view}/mistakes": (picture, "label, and five guesses")} if picture else {}
-    return Presentation(result.classifiers[0].step, tables, pictures, summary)
+    return Media(result.classifiers[0].step, tables, pictures, summary)
 
 
 def write(result: Evaluated, path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launch.command import run_command
 from pipeline.errors import UserError
-from pipeline.journal import EPOCH, TRAIN_TOP1
+from pipeline.tracking.points import EPOCH, TRAIN_TOP1
 
 FORMS = (".png", ".svg", ".pdf")
 

@@ -5,16 +5,18 @@ In: points of the journal. Out: loss, images/s, data wait, learning rate and tim
 
 import contextlib
 import os
+import re
 import sys
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from pipeline import journal as keys
-from pipeline.journal import Point, Presentation
+from pipeline.tracking import points as keys
+from pipeline.tracking.points import Point
+from pipeline.tracking.sink import Sink
 
 
-class Console:
+class Console(Sink):
     """A progress bar on a terminal, one line a point elsewhere."""
 
     def __init__(self, first_step: int, total_steps: int):
@@ -30,14 +32,14 @@ class Console:
 
     def log(self, point: Point) -> None:
         if keys.TRAIN_LOSS not in point:
-            self.tell(_describe_evaluation(point))
+            self.print_line(_describe_evaluation(point))
             return
         self.num_logged += 1
         left = self._left(point)
         if self.bar:
             self.bar.update(self.task, description=_describe_briefly(point) + left)
         else:
-            self.tell(_describe_training(point, self.total_steps) + left)
+            self.print_line(_describe_training(point, self.total_steps) + left)
 
     def _left(self, point: Point) -> str:
         """The time that training needs yet, at the rate of the last steps. Unknown at the first point: its steps
@@ -47,7 +49,7 @@ class Console:
         left_s = int((self.total_steps - point[keys.STEP]) * point[keys.STEP_S])
         return f"  left {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}"
 
-    def tell(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line. A log file on a full disk, say, ends the printing with a warning, not the run."""
         try:
             self.terminal.print(text, markup=False)
@@ -66,8 +68,6 @@ class Console:
         if self.bar:
             self.bar.advance(self.task)
 
-    def present(self, shown: Presentation) -> None: ...
-
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
@@ -75,9 +75,11 @@ class Console:
 
 def _describe_training(point: Point, total_steps: int) -> str:
     wait = point[keys.DATA_WAIT_S] / point[keys.STEP_S]
+    scores = [_score(key, point[key]) for key in point if key.startswith("train/")]
+    first = next((score + "  " for score in scores if score), "")
     return (
         f"step {point[keys.STEP]:.0f}/{total_steps}  epoch {point[keys.EPOCH]:.2f}  loss {point[keys.TRAIN_LOSS]:.3f}  "
-        f"top-1 error {point[keys.TRAIN_TOP1]:.1%}  lr {point[keys.LEARNING_RATE]:.3g}  "
+        f"{first}lr {point[keys.LEARNING_RATE]:.3g}  "
         f"{point[keys.IMAGES_PER_S]:,.0f} img/s  data wait {wait:.0%}"
     )
 
@@ -89,12 +91,23 @@ def _describe_briefly(point: Point) -> str:
 
 
 def _describe_evaluation(point: Point) -> str:
-    names = [key.split("/")[1] for key in point if key.endswith("/top1_error")]
-    scores = []
-    for name in names:
-        of_five = point.get(f"eval/{name}/top5_error")
-        scores.append(
-            f"{name}: top-1 error {point[f'eval/{name}/top1_error']:.2%}"
-            + ("" if of_five is None else f", top-5 {of_five:.2%}")
-        )
-    return f"step {point[keys.STEP]:.0f}  validation  " + "  ".join(scores)
+    views: dict[str, list[str]] = {}
+    for key, value in point.items():
+        if key.startswith("eval/") and (score := _score(key, value, digits=2)):
+            views.setdefault(key.split("/")[1], []).append(score)
+    told = [f"{view}: " + ", ".join([first, *map(_short, others)]) for view, (first, *others) in views.items()]
+    return f"step {point[keys.STEP]:.0f}  validation  " + "  ".join(told)
+
+
+def _score(key: str, value: float, digits: int = 1) -> str:
+    """A task's score in words: top1_error as top-1 error 12.3%. Of a loss and other quantities nothing."""
+    name = key.rpartition("/")[2]
+    if key in (keys.TRAIN_LOSS, keys.LEARNING_RATE) or name == "loss":
+        return ""
+    words = re.sub("^top([0-9])", "top-\\1", name).replace("_", " ")
+    return f"{words} {value:.{digits}%}"
+
+
+def _short(score: str) -> str:
+    """Behind another error, that it is one needs no word."""
+    return score.replace(" error ", " ")

@@ -11,15 +11,17 @@ import pytest
 from pipeline.config import Config, parse
 from pipeline.errors import UserError
 from pipeline.evaluation.score import Score
-from pipeline.journal import eval_point, open_journal
+from pipeline.tracking.journal import open_journal
+from pipeline.tracking.points import eval_point
+from pipeline.tracking.sink import Sink
 from tests.conftest import disk_of, fill
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UNTRACKED = parse({"tracking": "none"}, "test")
 POINTS = [{"step": step, "train/loss": 1.0 / step} for step in (10, 20, 30)]
 
 
-class Ear:
+class Ear(Sink):
     """A console that remembers what it was told."""
 
     def __init__(self):
@@ -28,7 +30,7 @@ class Ear:
     def log(self, point):
         self.heard.append(point)
 
-    def tell(self, text):
+    def print_line(self, text):
         self.heard.append(text)
 
     def advance(self):
@@ -181,7 +183,7 @@ def test_a_full_disk_keeps_the_file_that_a_resumed_run_shortens(tmp_path):
 def test_console_hears_everything_and_is_closed(tmp_path):
     console = Ear()
     with open_journal(UNTRACKED, tmp_path, is_main=True, wandb_id="kept", console=console) as journal:
-        journal.tell("hello")
+        journal.print_line("hello")
         journal.log(POINTS[0])
         journal.advance()
         assert (journal.wandb_id, journal.wandb_folder) == ("kept", None)
@@ -192,7 +194,7 @@ def test_silent_off_rank_0(tmp_path, capfd):
     console = Ear()
     with open_journal(Config(), tmp_path, is_main=False, wandb_id=None, console=console) as journal:
         journal.log(POINTS[0])
-        journal.tell("hello")
+        journal.print_line("hello")
         journal.advance()
     assert console.heard == []
     assert list(tmp_path.iterdir()) == []
@@ -259,7 +261,7 @@ settings, run = wandb.Settings, Path(sys.argv[1])
 wandb.Settings = lambda **words: settings(**(words | {"init_timeout": 2}))  # for the test's sake, not 20 s
 
 from pipeline.config import Config
-from pipeline.journal import open_journal
+from pipeline.tracking.journal import open_journal
 with open_journal(Config(), run, is_main=True, wandb_id="0123abcd") as journal:
     journal.log({"step": 1})
     print(journal.wandb_id, journal.wandb_folder)
@@ -291,7 +293,7 @@ def test_wandb_that_cannot_be_reached_is_logged_offline(unreachable):
 def test_without_tracking_wandb_is_not_imported(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.config import Config; from pipeline.journal import open_journal\n"
+        "from pipeline.config import Config; from pipeline.tracking.journal import open_journal\n"
         "with open_journal(Config(tracking='none'), Path(sys.argv[1]), is_main=True, wandb_id=None) as journal:\n"
         "    journal.log({'step': 1})\n"
         "print('wandb' in sys.modules)"

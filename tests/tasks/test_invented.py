@@ -1,0 +1,78 @@
+"""A recipe, a task and a network that this package does not know, named in a config, train and are scored."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import parse
+from pipeline.data.index import load
+from pipeline.data.loader import order_of, train_batches
+from pipeline.errors import UserError
+from pipeline.run_plan import prepare
+from pipeline.runtime import Place
+from pipeline.train import lock_run, train
+from pipeline.whereabouts import Whereabouts
+from tests.tasks.invented import Mirrored
+
+HERE = "tests.tasks.invented"
+
+
+@pytest.fixture
+def tree(photos, held_out, tmp_path) -> dict:
+    data = {"train": str(photos), "validation": str(held_out), "crop_px": 24, "resize_px": 32, "threads": 1}
+    return {
+        "run": str(tmp_path / "run"),
+        "task": f"{HERE}:Mirrored",
+        "data": {**data, "recipe": f"{HERE}:corner", "mean": [0.0, 0, 0], "std": [1.0, 1, 1]},
+        "model": {"name": f"{HERE}:sized"},
+        "optimizer": {"lr": 0.01},
+        "schedule": {"kind": "plateau", "patience": 1},
+        "train": {"global_batch": 10, "epochs": 3, "log_every_steps": 5},
+    }
+
+
+def test_they_train_and_are_scored(tree, alone):
+    config = parse(tree, "test")
+    plan = prepare(config, 1)
+    with lock_run(plan, alone):
+        train(config, plan, alone, Whereabouts(plan.run, 0))
+    points = [json.loads(line) for line in (plan.run / "metrics.jsonl").read_text().splitlines()]
+    errors = [point["eval/both/mirrored_error"] for point in points if "eval/both/mirrored_error" in point]
+    assert len(errors) == 3
+    assert all(0 <= point["train/mirrored_error"] <= 1 for point in points if "train/loss" in point)
+    progress = json.loads((plan.run / "checkpoints" / "step-00000015" / "progress.json").read_text())
+    assert progress["errors"] == errors
+    assert progress["best_error"] == min(errors)
+    assert progress["best_step"] == 5 * (errors.index(min(errors)) + 1)
+
+
+def test_targets_follow_the_placement_and_colours_the_recipe(tree, photos):
+    index, data = load(photos), parse(tree, "test").data
+    order = order_of(index, data, 10, seed=0)
+    how: dict = {"place": Place(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 1, "task": Mirrored()}
+    for step, batch in enumerate(train_batches(index, data, order, 0, first_step=0, last_step=7, **how)):
+        mirrored = (batch.ids + step // 5) % 2 == 1
+        assert batch.targets.tolist() == mirrored.astype(float).tolist()
+        red, green = (batch.images[:, channel].amax(dim=(1, 2)) for channel in (0, 1))
+        assert (red <= 0.75 + 1e-6).all()
+        assert (green > 0).all()
+    assert np.array_equal(order.batch(6), batch.ids)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("task", "clasification", "Did you mean classification?"),
+        ("task", "tests.tasks.nowhere:Task", "there is no module tests.tasks.nowhere"),
+        ("task", f"{HERE}:Missing", f"module {HERE} has no Missing"),
+        ("recipe", "inceptoin", "Did you mean inception?"),
+        ("recipe", f"{HERE}:missing", f"module {HERE} has no missing"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_a_gpu_is_touched(tree, key, value, said):
+    (tree["data"] if key == "recipe" else tree)[key] = value
+    with pytest.raises(UserError, match=said.replace("?", r"\?")) as refused:
+        prepare(parse(tree, "test"), 1)
+    assert value in str(refused.value)
