@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk import whole
+from pipeline.files import whole
 
 
 @dataclass(frozen=True)

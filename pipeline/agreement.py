@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import disk
+from pipeline import files
 from pipeline.config import Config, resolved
 from pipeline.data.index import Index
 from pipeline.errors import UserError
@@ -103,7 +103,7 @@ def require_one_folder(run: Path, runtime: Runtime) -> None:
         if runtime.is_main:
             for left in run.glob(".seen-*"):  # by a job that was killed just here
                 left.unlink(missing_ok=True)
-            with disk.room(run, 0, disk.GO_ON):
+            with files.room(run, 0, files.GO_ON):
                 (run / token[0]).touch()
     dist.broadcast_object_list(token, src=0, group=runtime.control)
     deadline = time.monotonic() + SEEN_S

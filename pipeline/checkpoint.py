@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.data.index import MANIFEST, file_sha256
-from pipeline.disk import GO_ON, cannot_write, save_tensors
+from pipeline.data.index import MANIFEST
 from pipeline.errors import UserError, first_mistake
+from pipeline.files import GO_ON, cannot_write, file_sha256, save_tensors, synced_sha256, write_synced
 from pipeline.runtime import Runtime
 from pipeline.wording import few
 
@@ -141,14 +141,14 @@ def _save(tensors: dict[str, dict[str, Any]], progress: Progress, final: Path) -
     for name, values in tensors.items():
         _write(values, temporary / name)
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(temporary)): [path.stat().st_size, _synced_sha256(path)] for path in files}
-    _write_json(temporary / PROGRESS, {**asdict(progress), "files": sums})
+    sums = {str(path.relative_to(temporary)): [path.stat().st_size, synced_sha256(path)] for path in files}
+    write_synced(temporary / PROGRESS, json.dumps({**asdict(progress), "files": sums}, indent=1))
     best = _folder(root, progress.best_step) if progress.best_step else None
     pointers = {"latest": final.name}
     if best and (best == final or best.is_dir()):
         pointers["best"] = best.name
     for pointer, name in pointers.items():
-        _stage(root / pointer, name)
+        write_synced(_staged(root / pointer), name + "\n")  # so that moving it needs no room
     shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
     os.replace(temporary, final)
     for pointer in pointers:
@@ -352,27 +352,6 @@ def _bytes(value: Any) -> Any:
     import torch
 
     return value.reshape(-1).view(torch.uint8)
-
-
-def _synced_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return file_sha256(path)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with open(path, "w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _stage(pointer: Path, name: str) -> None:
-    """Write what `pointer` will be, so that moving it needs no room."""
-    with open(_staged(pointer), "w") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # a machine that loses power would otherwise leave an empty one
 
 
 def _staged(pointer: Path) -> Path:

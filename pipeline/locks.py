@@ -27,6 +27,18 @@ def lock(file: IO, wait: bool = True) -> bool:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[IO[bytes]]:
+    """The file, made if it is not there, locked, and still the one of this name: another process may have replaced it
+    while this one waited."""
+    while True:
+        with open(path, "a+b") as file:
+            lock(file)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                yield file
+                return
+
+
+@contextmanager
 def only_job(folder: Path) -> Iterator[None]:
     """Hold `folder` against any other job, on whatever machine. UserError if one holds it.
 

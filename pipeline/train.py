@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from pipeline import checkpoint, disk, engine, hints, network, optim, optimizer_state
+from pipeline import checkpoint, engine, files, hints, network, optim, optimizer_state
 from pipeline.agreement import require_one_folder
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, dump, resolved
@@ -69,7 +69,7 @@ def train(config: Config, plan: RunPlan, runtime: Runtime, here: Whereabouts) ->
         if runtime.is_main:
             run.mkdir(parents=True, exist_ok=True)
             checkpoint.remove_leftovers(run)
-            disk.replace(run / "config.yaml", dump(config).encode(), disk.GO_ON)
+            files.replace(run / "config.yaml", dump(config).encode(), files.GO_ON)
     progress.config = resolved(config)
     stop = StopRequest(runtime)
     with ExitStack() as opened:
@@ -117,7 +117,7 @@ def lock_run(plan: RunPlan, runtime: Runtime) -> Iterator[None]:
     with ExitStack() as opened:
         with shared_refusal(runtime):
             if runtime.is_main:
-                with disk.room(plan.run, 0, disk.GO_ON):
+                with files.room(plan.run, 0, files.GO_ON):
                     plan.run.mkdir(parents=True, exist_ok=True)
                     opened.enter_context(only_job(plan.run))
                 _begin(plan)

@@ -245,7 +245,7 @@ def test_interrupted_write_leaves_the_one_before(save, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_json", killed)
+        patch.setattr(checkpoint, "write_synced", killed)
         with pytest.raises(KeyboardInterrupt):
             save(2)
     assert folders(tmp_path / "run") == [".writing-step-00000002", "step-00000001"]
@@ -287,7 +287,7 @@ def test_a_full_disk_is_told_and_the_next_save_works(save, tmp_path, monkeypatch
             raise OSError(number, os.strerror(number))
         real(*args)
 
-    patched = {"progress.json": "_write_json", "latest": "_stage"}.get(where, "_write")
+    patched = "write_synced" if where in ("progress.json", "latest") else "_write"
     with monkeypatch.context() as patch:
         if where == "folder":
             real: Callable[..., Any] = os.replace

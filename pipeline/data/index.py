@@ -23,8 +23,8 @@ import numpy as np
 from pipeline import hints
 from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.storage.remote import is_remote
-from pipeline.disk import whole
 from pipeline.errors import UserError
+from pipeline.files import file_sha256, whole
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.tsv"
@@ -269,11 +269,6 @@ def _check_shards(index: Index, manifest: Path) -> None:
 def digest(content: bytes) -> int:
     """The `digest` of an image's bytes. Among 1.28 M images two are equal by chance once in 20 million sets."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(

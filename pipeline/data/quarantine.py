@@ -12,23 +12,21 @@ digest, of an older version, counts until launch.lint --forget removes it.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline import hints
 from pipeline.data.index import QUARANTINE, Index, digest
 from pipeline.data.storage.reader import Reader
-from pipeline.disk import GO_ON, replace, room
 from pipeline.errors import UserError
-from pipeline.locks import lock
+from pipeline.files import GO_ON, replace, room
+from pipeline.locks import locked
 
 BAD_IMAGES = "bad_images.tsv"
 
@@ -79,18 +77,6 @@ def add(path: Path, entries: Iterable[Entry]) -> list[Entry]:
             new.insert(0, Entry(*Entry._fields))
         file.write(as_text(new))  # in one piece; half a line, of a full disk, is cut off above
         return [entry for entry in new if entry != Entry._fields]
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[IO[bytes]]:
-    """The file, made if it is not there, locked, and still the one of this name: another process may have replaced it
-    while this one waited."""
-    while True:
-        with open(path, "a+b") as file:
-            lock(file)
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                yield file
-                return
 
 
 def as_text(entries: Iterable[Entry]) -> bytes:

@@ -25,9 +25,9 @@ from models.build import check_name
 from models.weights import head_of, load_weights, published_file, read_weights, torchvision_weights, without_relics
 from pipeline import checkpoint, network
 from pipeline.config import Config, apply, parse
-from pipeline.data.index import file_sha256
 from pipeline.errors import UserError
 from pipeline.evaluation.published import torchvision_entries
+from pipeline.files import file_sha256
 from pipeline.locks import lock
 
 CHANGEABLE = ("data", "evaluation", "wandb", "tracking", "train.precision")  # settings that may differ from training's

@@ -12,10 +12,9 @@ import torch
 from models.weights import to_torchvision
 from pipeline import network
 from pipeline.config import resolved
-from pipeline.data.index import file_sha256
-from pipeline.disk import AGAIN, replace, room, save_tensors, whole
 from pipeline.errors import UserError
 from pipeline.evaluation.classifier import EXPORTED_BY, Classifier
+from pipeline.files import AGAIN, file_sha256, replace, room, save_tensors, whole
 from pipeline.versions import versions
 
 # What scoring needs of a config; paths of the training machine stay there.

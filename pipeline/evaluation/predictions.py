@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.data.index import Index
-from pipeline.disk import AGAIN, room, whole
 from pipeline.errors import UserError
 from pipeline.evaluation.outcomes import NO_CLASS, TOP, Outcomes
+from pipeline.files import AGAIN, room, whole
 
 COLUMNS = (
     *("id", "key", "view", "label", "label_name", "label_probability"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import disk
+from pipeline import files
 from pipeline.data.index import Index
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.interval import wilson
@@ -161,10 +161,10 @@ def presentation(result: Evaluated, other_set: str | None, picture: Any, picture
 
 def write(result: Evaluated, path: Path) -> None:
     """Write all facts as JSON, whole or not at all. Raises UserError on a full disk."""
-    disk.replace(
+    files.replace(
         path,
         (json.dumps(facts(result), indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"),
-        disk.AGAIN,
+        files.AGAIN,
     )
 
 

@@ -5,10 +5,9 @@ be decoded, quarantine.tsv. The same sets give the same lint.json, at any number
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,15 @@ from pipeline import builds
 from pipeline.data import quarantine
 from pipeline.data.index import QUARANTINE
 from pipeline.data.quarantine import Entry
-from pipeline.disk import AGAIN, replace
 from pipeline.errors import UserError
+from pipeline.files import AGAIN, replace, whole
 from pipeline.linting import page, sizes, thumbnails
 from pipeline.linting.classes import balance
 from pipeline.linting.examine import Job, work
 from pipeline.linting.findings import Finding, Findings
 from pipeline.linting.repeats import Digests
 from pipeline.linting.target import Target, all_targets
+from pipeline.locks import locked
 from pipeline.workers import run
 
 VERSION = 1
@@ -211,17 +211,12 @@ def _stale(known: list[Entry], bad: list[Entry], settled: set[str]) -> list[Entr
 
 def _forget(path: Path, stale: set[Entry]) -> None:
     """Remove entries; those that a run adds meanwhile wait for the lock."""
-    with quarantine.locked(path):
+    with locked(path):
         kept = [entry for entry in quarantine.read(path) if entry not in stale]
         replace(path, quarantine.as_text([Entry(*Entry._fields), *kept]) if kept else b"", AGAIN)
 
 
 def _write(path: Path, text: str) -> None:
     """The whole file or, stopped at any time, none of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()

@@ -15,6 +15,7 @@ from pipeline.data.index import MANIFEST, Index, Shard
 from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.storage.remote import is_remote
 from pipeline.errors import UserError
+from pipeline.files import file_sha256
 from pipeline.linting.examine import Job
 from pipeline.packing import sources
 from pipeline.packing.listing import SHARDS
@@ -110,5 +111,5 @@ def _packed(loaded: index.Index) -> Target:
         classes=loaded.classes,
         layout=loaded.layout,
         packed=loaded,
-        damaged=[name for name, checksum in columns.items() if index.file_sha256(loaded.folder / name) != checksum],
+        damaged=[name for name, checksum in columns.items() if file_sha256(loaded.folder / name) != checksum],
     )

@@ -20,8 +20,8 @@ from typing import Any
 
 from pipeline.data import index, plausible
 from pipeline.data.layout import numbers
-from pipeline.disk import PACK_ON, cannot_write, is_full, room
 from pipeline.errors import UserError
+from pipeline.files import PACK_ON, cannot_write, is_full, room
 from pipeline.packing import sets, sources, staging
 from pipeline.packing.labels import check_labels
 from pipeline.packing.listing import CLASS_FOLDERS, CLASS_TARS, SHARDS, SPLIT_FOLDERS, Found

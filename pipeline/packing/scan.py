@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.data.decoding.pillow import Undecodable, opened
-from pipeline.data.index import COLUMNS, OPTIONAL, Shard, digest, file_sha256
+from pipeline.data.index import COLUMNS, OPTIONAL, Shard, digest
 from pipeline.data.layout import RAW_EXTENSION, WEBDATASET, Layout, describe
 from pipeline.errors import UserError
+from pipeline.files import file_sha256
 
 MAX_LABEL = 10_000_000  # without --classes, each label up to the largest becomes a class
 PEEK_BYTES = 4096  # of each file, to describe a sample that is not understood

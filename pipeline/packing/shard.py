@@ -16,8 +16,8 @@ from pipeline import hints
 from pipeline.data import index
 from pipeline.data.layout import WEBDATASET, Layout
 from pipeline.data.storage.remote import download
-from pipeline.disk import PACK_ON, is_full, whole
 from pipeline.errors import UserError
+from pipeline.files import PACK_ON, is_full, whole
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare
 from pipeline.packing.scan import scan_shard
 from pipeline.packing.sets import Source

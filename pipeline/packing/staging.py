@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk import PACK_ON, replace
 from pipeline.errors import UserError
+from pipeline.files import PACK_ON, replace
 from pipeline.locks import lock
 
 REQUEST = "pack.json"

@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.disk import whole
 from pipeline.errors import UserError
+from pipeline.files import whole
 from pipeline.packing.folders import IMAGE_NAME
 
 PEEKED = 200  # files that tell what a tar holds

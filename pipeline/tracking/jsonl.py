@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.disk import GO_ON, replace, room
 from pipeline.errors import UserError, first_mistake
+from pipeline.files import GO_ON, replace, room
 from pipeline.tracking.points import Point
 from pipeline.tracking.sink import Sink
 

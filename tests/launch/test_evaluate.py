@@ -16,6 +16,7 @@ import yaml
 
 from launch import evaluate as command
 from pipeline.data import index
+from pipeline.files import file_sha256
 from tests.conftest import called, refused
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ def test_json_names_network_data_and_versions(run, held_out, scored):
     network = result["networks"][0]
     weights = run / "checkpoints" / STEP / "model.safetensors"
     assert (network["source"], network["step"], network["weights"]) == (str(run), 40, str(weights))
-    assert network["weights_sha256"] == index.file_sha256(weights)
+    assert network["weights_sha256"] == file_sha256(weights)
     assert (result["data"], result["data_fingerprint"]) == (str(held_out), index.load(held_out).fingerprint)
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert (result["precision"], result["processes"]) == ("fp32", 1)

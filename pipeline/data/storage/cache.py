@@ -12,7 +12,6 @@ Locks (flock) go with the open file: a mapping of it keeps them, and the end of 
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import sys
@@ -23,7 +22,7 @@ from typing import BinaryIO
 
 from pipeline.data.storage.remote import KEEP, PATIENT, Failure, Patience, download
 from pipeline.data.storage.verified import is_right, is_verified, mark, stamp_of
-from pipeline.disk import cannot_write
+from pipeline.files import cannot_write, sha256_of
 
 NAME = re.compile(r"[0-9a-f]{64}-(\d+)\.tar(\.part)?")
 ATTEMPTS_AHEAD = 3  # then the step that needs the shard tries at length, and tells
@@ -225,7 +224,7 @@ def _fetch(url: str, part: Path, size: int, sha256: str, patience: Patience) -> 
             found = os.fstat(file.fileno()).st_size
             if found != size:
                 raise _wrong(f"{found} bytes, not {size}")
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of(file)
             if digest != sha256:
                 raise _wrong(f"SHA-256 {digest[:12]}..., not {sha256[:12]}...", sure_twice=True)
             os.fsync(file.fileno())

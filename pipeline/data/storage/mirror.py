@@ -8,11 +8,11 @@ import hashlib
 import json
 from pathlib import Path
 
-from pipeline import disk, hints
-from pipeline.data.index import COLUMNS, MANIFEST, OPTIONAL, QUARANTINE, file_sha256
+from pipeline import files, hints
+from pipeline.data.index import COLUMNS, MANIFEST, OPTIONAL, QUARANTINE
 from pipeline.data.storage.remote import AT_START, KEEP, Forbidden, download, read_bytes
-from pipeline.disk import cannot_write
 from pipeline.errors import UserError
+from pipeline.files import cannot_write, file_sha256
 from pipeline.locks import lock
 
 
@@ -44,7 +44,7 @@ def mirror(url: str, cache: Path | None) -> Path:
         if not (folder / MANIFEST).exists():
             _fetch_columns(url, folder, manifest)
         if quarantine := _if_there(f"{url}/{QUARANTINE}"):
-            disk.replace(folder / QUARANTINE, quarantine, KEEP)
+            files.replace(folder / QUARANTINE, quarantine, KEEP)
     return folder
 
 
@@ -68,4 +68,4 @@ def _fetch_columns(url: str, folder: Path, manifest: bytes) -> None:
             raise UserError(
                 f"{url}/index/{name}.npy is not the one that {MANIFEST} was written with. Copy the set there again"
             )
-    disk.replace(folder / MANIFEST, manifest, KEEP)
+    files.replace(folder / MANIFEST, manifest, KEEP)

@@ -15,8 +15,8 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.disk import cannot_write
 from pipeline.errors import UserError
+from pipeline.files import cannot_write
 
 T = TypeVar("T")
 

@@ -9,11 +9,12 @@ A shard of 115 MB takes 0.3 s of a core (0.45 s where two cores have eight thing
 """
 
 import fcntl
-import hashlib
 import os
 import time
 from pathlib import Path
 from typing import BinaryIO
+
+from pipeline.files import sha256_of
 
 STARTED_NS = time.time_ns()  # about when this process did; the ranks of a job meet before any of them reads a shard
 
@@ -51,7 +52,7 @@ def is_right(file: BinaryIO, sha256: str) -> bool:
     """Whether an open file has this SHA-256. It is left at its beginning."""
     with open(file.fileno(), "rb", closefd=False) as content:
         content.seek(0)
-        found = hashlib.file_digest(content, "sha256").hexdigest()
+        found = sha256_of(content)
     file.seek(0)
     return found == sha256
 

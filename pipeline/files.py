@@ -1,17 +1,20 @@
-"""Full disks: writing a file whole or not at all, and what to tell a person when there is no room.
+"""Files that are whole or not there, checksums, and what to tell a person when a disk is full.
 
-In: a path and the OSError that writing it ended in. Out: a UserError with path, bytes needed, bytes free, next action.
+In: a path and what is to be in it. Out: the file, or a UserError with path, bytes needed, bytes free, next action.
 """
 
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.locks import locked
 
 FULL = errno.ENOSPC, errno.EDQUOT
 FEW = 16  # files: more than a checkpoint has, which may be removed by now
@@ -54,20 +57,47 @@ def room(path: Path, needed: int, action: str) -> Iterator[None]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """The file to write in place of `path`, which it becomes at the end. No half of it stays after an error."""
+    """The file to write in place of `path`, which it becomes at the end. No half of it stays after an error. Of several
+    processes that write it at once, one waits for the other; what a killed one left is written over."""
     temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with locked(temporary):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def replace(path: Path, content: bytes, action: str) -> None:
     """Write a file whole, or leave the one that is there. Raises UserError on a full disk."""
     with room(path, len(content), action), whole(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_synced(path: Path, text: str) -> None:
+    """A file that is on the disk when this returns: a machine that loses power would otherwise leave an empty one."""
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def synced_sha256(path: Path) -> str:
+    """The SHA-256 of a file that is on the disk when this returns."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return sha256_of(file)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return sha256_of(file)
+
+
+def sha256_of(file: BufferedIOBase) -> str:
+    """Of what an open file holds from where it stands."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(state: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
