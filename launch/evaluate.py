@@ -47,11 +47,12 @@ def main() -> None:
     _check_words(words.views.split(","), changes)
     names = _names(words.classes)
 
-    from pipeline.data.index import load as load_index
+    from pipeline.data.index import load
+    from pipeline.data.storage.mirror import open_set
     from pipeline.data.storage.remote import is_remote
 
     # Before networks are read and fetched; a remote set needs to know the cache.
-    index = load_index(words.data) if words.data and not is_remote(words.data) else None
+    index = load(words.data) if words.data and not is_remote(words.data) else None
 
     from pipeline.evaluation import classes, classifier
 
@@ -64,7 +65,7 @@ def main() -> None:
     if data is None:
         trained = f"{sources[0]} was trained without data.validation" if found[0].run else "no set to score on"
         raise UserError(f"{trained}. Name a packed set: --data FOLDER")
-    index = index or load_index(data, cache=config.data.cache.expanduser())
+    index = index or open_set(data, config.data.cache.expanduser())
     outputs = [classes.match(index.classes, names or one.classes, one.num_outputs, one.source) for one in found]
     shown, *others = (classes.shown_names(names or one.classes, one.num_outputs) for one in found)
     for one, its, its_names in zip(found[1:], outputs[1:], others, strict=True):

@@ -61,7 +61,8 @@ def main() -> None:
         return
 
     from pipeline import agreement
-    from pipeline.train import length_of, lock_run, order_of, train
+    from pipeline.run_lock import lock_run
+    from pipeline.train import length_of, order_of, train
     from pipeline.whereabouts import START, Whereabouts
 
     here = Whereabouts(plan.run, 60 * config.train.stall_minutes)

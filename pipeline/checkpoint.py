@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.data.index import MANIFEST
+from pipeline.data.manifest import MANIFEST
 from pipeline.errors import UserError, first_mistake
 from pipeline.files import GO_ON, cannot_write, file_sha256, save_tensors, synced_sha256, write_synced
 from pipeline.runtime import Runtime

@@ -29,7 +29,7 @@ from pipeline import hints, unread
 from pipeline.deepspeed_keys import check as check_deepspeed_keys
 from pipeline.errors import UserError
 from pipeline.own import check as check_own
-from pipeline.views import Scales, looks
+from pipeline.views import Scales, view_crops
 from pipeline.views import parse as parse_view
 
 Positive = Annotated[int, Field(gt=0)]
@@ -357,7 +357,7 @@ class Config(Section):
                 f"schedule.final_lr={self.schedule.final_lr:g} is above optimizer.lr={self.optimizer.lr:g}"
             )
         for view in self.evaluation.views:
-            smallest = min(look.scale_px for look, _ in looks(view, self.data.scales()))
+            smallest = min(crop.scale_px for crop, _ in view_crops(view, self.data.scales()))
             if smallest < self.data.crop_px:
                 raise ValueError(
                     f"evaluation.views: {view} looks at a short side of {smallest} px, below data.crop_px="

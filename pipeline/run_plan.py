@@ -15,8 +15,9 @@ from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse, resolved
 from pipeline.data import quarantine
 from pipeline.data.crops import RECIPES
-from pipeline.data.index import MANIFEST, QUARANTINE, Index
-from pipeline.data.index import load as load_index
+from pipeline.data.index import QUARANTINE, Index
+from pipeline.data.manifest import MANIFEST
+from pipeline.data.storage.mirror import open_set
 from pipeline.errors import UserError
 from pipeline.tracking.jsonl import METRICS, read_lines
 from pipeline.unread import flat
@@ -61,7 +62,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
             "train.compile=true, but there is no C compiler here, which torch.compile calls. Install gcc, or set "
             "train.compile=false"
         )
-    index = load_index(config.data.train, verify, config.data.cache.expanduser())
+    index = open_set(config.data.train, config.data.cache.expanduser(), verify)
     if index.num_samples < config.train.global_batch:
         raise UserError(
             f"train.global_batch={config.train.global_batch} is more than the {index.num_samples} samples of "
@@ -75,7 +76,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
         )
     validation = None
     if config.data.validation:
-        validation = load_index(config.data.validation, verify, config.data.cache.expanduser())
+        validation = open_set(config.data.validation, config.data.cache.expanduser(), verify)
     quarantine.read(index.folder / QUARANTINE)
     if validation is not None:
         quarantine.BadImages(validation, config.data.max_bad_images)

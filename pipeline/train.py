@@ -7,22 +7,19 @@ W&B run. Starting again with the same run folder goes on after the last checkpoi
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from pipeline import checkpoint, engine, files, hints, network, optim, optimizer_state
-from pipeline.agreement import require_one_folder
-from pipeline.checkpoint import Progress
 from pipeline.config import Config, dump, resolved
-from pipeline.data import quarantine
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, decodes_on_gpu, order_of, train_batches
 from pipeline.data.order import Order
 from pipeline.errors import UserError
-from pipeline.locks import only_job
 from pipeline.meter import Meter
 from pipeline.refusal import shared_refusal
 from pipeline.run_plan import RunPlan, num_classes
@@ -57,12 +54,27 @@ def length_of(config: Config, order: Order) -> Length:
     )
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a training job has open, on each rank."""
+
+    config: Config
+    plan: RunPlan
+    runtime: Runtime
+    stepper: engine.Stepper
+    length: Length
+    journal: Journal
+    writer: checkpoint.Writer
+    stop: StopRequest
+    here: Whereabouts
+
+
 def train(config: Config, plan: RunPlan, runtime: Runtime, here: Whereabouts) -> signal.Signals | None:
     """Train from where the plan stands to the end of the config, or until a signal reaches any rank. Returns that
     signal, None at the end. Called by all ranks together. Raises UserError for what a person must mend first."""
-    run, index, progress = plan.run, plan.index, plan.progress
+    run, progress = plan.run, plan.progress
     decodes_on_gpu(config.data, runtime.device.type)  # refuses a GPU that is not there
-    order = order_of(index, config.data, config.train.global_batch, config.seed)
+    order = order_of(plan.index, config.data, config.train.global_batch, config.seed)
     length = length_of(config, order)
     stepper = _stepper(config, plan, runtime)
     with shared_refusal(runtime):
@@ -91,7 +103,7 @@ def train(config: Config, plan: RunPlan, runtime: Runtime, here: Whereabouts) ->
         for change in plan.changes:
             journal.print_line(f"changed since then: {change}")
         batches = train_batches(
-            index,
+            plan.index,
             config.data,
             order,
             config.seed,
@@ -104,52 +116,19 @@ def train(config: Config, plan: RunPlan, runtime: Runtime, here: Whereabouts) ->
             run=run,
             too_many_bad=stop.refuse,
         )
-        stopped_by = _loop(config, plan, length, stepper, batches, runtime, journal, stop, here, writer)
+        job = Job(config, plan, runtime, stepper, length, journal, writer, stop, here)
+        stopped_by = _loop(job, batches)
+        if stopped_by is None:
+            _print_end(job)
         stepper.close()
     stop.close()
     return stopped_by
 
 
-@contextmanager
-def lock_run(plan: RunPlan, runtime: Runtime) -> Iterator[None]:
-    """Hold the run folder against a second job, which would overwrite its checkpoints. UserError if one is on, or was
-    since the plan was prepared. Called by all ranks together."""
-    with ExitStack() as opened:
-        with shared_refusal(runtime):
-            if runtime.is_main:
-                with files.room(plan.run, 0, files.GO_ON):
-                    plan.run.mkdir(parents=True, exist_ok=True)
-                    opened.enter_context(only_job(plan.run))
-                _begin(plan)
-        require_one_folder(plan.run, runtime)
-        yield
-
-
-def _begin(plan: RunPlan) -> None:
-    if checkpoint.latest(plan.run) != plan.checkpoint:
-        raise UserError(f"another job has trained in {plan.run} meanwhile. Start the same command again")
-    begun = quarantine.begin(plan.run, plan.index)
-    plan.progress.quarantine_fingerprint = begun.fingerprint
-    scored = quarantine.left_out(plan.validation).lines() if plan.validation else []
-    for line in begun.lines() + scored:
-        print(line, flush=True)
-
-
-def _loop(
-    config: Config,
-    plan: RunPlan,
-    length: Length,
-    stepper: engine.Stepper,
-    batches: Iterator[Batch],
-    runtime: Runtime,
-    journal: Journal,
-    stop: StopRequest,
-    here: Whereabouts,
-    writer: checkpoint.Writer,
-) -> signal.Signals | None:
+def _loop(job: Job, batches: Iterator[Batch]) -> signal.Signals | None:
     """Returns the signal that ended it early."""
-    progress = plan.progress
-    meter = Meter(config, runtime, stepper, journal)
+    config, length, progress, stepper, stop = job.config, job.length, job.plan.progress, job.stepper, job.stop
+    meter = Meter(config, job.runtime, stepper, job.journal)
     every_s, saved_s = 60 * (config.train.checkpoint_every_minutes or 0), time.monotonic()
     for step in range(progress.step, length.total):
         lr = learning_rate(
@@ -162,44 +141,53 @@ def _loop(
         )
         for group in stepper.engine.optimizer.param_groups:
             group["lr"] = lr
-        meter.add(take_step(stepper, batches, step, stop, meter.data_wait, here))
+        meter.add(take_step(stepper, batches, step, stop, meter.data_wait, job.here))
 
         done = step + 1
         progress.step, progress.epoch = done, done / length.epoch
         progress.samples_seen += config.train.global_batch
-        journal.advance()
+        job.journal.advance()
         last = done == length.total
-        if every_s and runtime.is_main and time.monotonic() - saved_s > every_s:
+        if every_s and job.runtime.is_main and time.monotonic() - saved_s > every_s:
             stop.save_due, saved_s = True, time.monotonic()
         stopping = stop.poll() and not last
         evaluating = done % length.evaluation == 0 or last
         saving = done % length.checkpoint == 0 or done % length.epoch == 0 or stop.save_now or last or stopping
         if done % config.train.log_every_steps == 0 or evaluating or saving:
-            with shared_refusal(runtime):
+            with shared_refusal(job.runtime):
                 meter.log(done, progress.epoch, lr)  # refuses a diverged loss before good checkpoints go for it
-        if plan.validation is not None and evaluating:
-            _evaluate(config, stepper, plan.validation, runtime, progress, journal, here)
+        if job.plan.validation is not None and evaluating:
+            _evaluate(job, job.plan.validation)
         if saving or progress.best_step == done:
-            here.note(SAVE, done)
-            folder, saved_s = writer.save(stepper.engine, progress), time.monotonic()
+            job.here.note(SAVE, done)
+            folder, saved_s = job.writer.save(stepper.engine, progress), time.monotonic()
         if stopping or last:
-            writer.finish()
-            here.note(END, done)
+            job.writer.finish()
+            job.here.note(END, done)
         if stopping:
-            if refusal := stop.any_refusal():
-                raise UserError(f"{refusal}. {folder} is written; the same command goes on from it")
-            assert stop.signal
-            journal.print_line(
-                f"stopped after step {done} of {length.total} by {stop.signal.name}; {folder} is written. The same "
-                f"command goes on from it"
-            )
-            return stop.signal
+            return _stopped(job, folder)
         meter.skip_time()
-    best = f", the best of step {progress.best_step} (--best)" if progress.best_step else ""
-    where = [] if plan.validation else ["--data", "PACKED_SET"]
-    journal.print_line(f"done: {plan.run}, the last checkpoint of step {length.total}{best}")
-    journal.print_line(f"score it with: {hints.command('launch.evaluate', plan.run, *where)}")
     return None
+
+
+def _stopped(job: Job, folder: Path) -> signal.Signals:
+    """The signal that all ranks agreed to stop for, when `folder` is written. Raises UserError if one refused."""
+    if refusal := job.stop.any_refusal():
+        raise UserError(f"{refusal}. {folder} is written; the same command goes on from it")
+    assert job.stop.signal
+    job.journal.print_line(
+        f"stopped after step {job.plan.progress.step} of {job.length.total} by {job.stop.signal.name}; {folder} is "
+        f"written. The same command goes on from it"
+    )
+    return job.stop.signal
+
+
+def _print_end(job: Job) -> None:
+    run, best_step = job.plan.run, job.plan.progress.best_step
+    best = f", the best of step {best_step} (--best)" if best_step else ""
+    where = [] if job.plan.validation else ["--data", "PACKED_SET"]
+    job.journal.print_line(f"done: {run}, the last checkpoint of step {job.length.total}{best}")
+    job.journal.print_line(f"score it with: {hints.command('launch.evaluate', run, *where)}")
 
 
 def take_step(
@@ -223,39 +211,32 @@ def take_step(
     return counts
 
 
-def _evaluate(
-    config: Config,
-    stepper: engine.Stepper,
-    validation: Index,
-    runtime: Runtime,
-    progress: Progress,
-    journal: Journal,
-    here: Whereabouts,
-) -> None:
-    here.note(EVALUATE, progress.step)  # else a stop would take a slow first batch for a step that hangs
-    model = stepper.engine.module
+def _evaluate(job: Job, validation: Index) -> None:
+    config, runtime, progress, task = job.config, job.runtime, job.plan.progress, job.stepper.task
+    job.here.note(EVALUATE, progress.step)  # else a stop would take a slow first batch for a step that hangs
+    model = job.stepper.engine.module
     for buffer in model.buffers():  # batch normalisation's statistics differ by rank; a checkpoint holds rank 0's
         dist.broadcast(buffer, 0)
     model.eval()
     with torch.compiler.set_stance("force_eager"):  # train.compile is for training: other sizes would compile anew
-        scores = stepper.task.evaluate(
+        scores = task.evaluate(
             model,
             config,
             validation,
             runtime=runtime,
             bf16=engine.uses_bf16(config, runtime.on_gpu),
-            progress=lambda _: here.note(EVALUATE, progress.step),
+            progress=lambda _: job.here.note(EVALUATE, progress.step),
         )
     model.train()
-    error = stepper.task.headline(scores)
+    error = task.headline(scores)
     progress.errors.append(error)
     if progress.best_error is None or error < progress.best_error:
         progress.best_error, progress.best_step = error, progress.step
     point = {keys.STEP: progress.step, keys.EPOCH: progress.epoch}
-    for view, result in scores.items():
-        point |= keys.eval_point(view, result)
+    for view, of_view in scores.items():
+        point |= keys.eval_point(view, of_view)
     with shared_refusal(runtime):
-        journal.log(point)
+        job.journal.log(point)
 
 
 def _stepper(config: Config, plan: RunPlan, runtime: Runtime) -> engine.Stepper:

@@ -28,7 +28,7 @@ class Part:
     scales_px: tuple[int, ...]  # empty: the settings' own
 
 
-class Look(NamedTuple):
+class ViewCrop(NamedTuple):
     """One softmax output: of the crop `place` (or "dense") of an image with short side `scale_px`, mirrored or not."""
 
     scale_px: int
@@ -62,47 +62,47 @@ def parse(view: str) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def looks(view: str, scales: Scales) -> list[tuple[Look, float]]:
-    """All that a view looks at, with weights that add up to 1. Raises ValueError as `parse` does."""
+def view_crops(view: str, scales: Scales) -> list[tuple[ViewCrop, float]]:
+    """All crops of a view, with weights that add up to 1. Raises ValueError as `parse` does."""
     parts = parse(view)
-    weights: dict[Look, float] = {}
+    weights: dict[ViewCrop, float] = {}
     for part in parts:
         three = part.kind == "150"
         several = part.scales_px or (scales.three if three else (scales.one,))
         found = [
-            Look(px, place, mirrored)
+            ViewCrop(px, place, mirrored)
             for px in several
             for mirrored in _mirrored(part.kind)
             for place in _places(part.kind)
         ]
-        for look in found:
-            weights[look] = weights.get(look, 0.0) + 1 / len(found) / len(parts)
+        for crop in found:
+            weights[crop] = weights.get(crop, 0.0) + 1 / len(found) / len(parts)
     return list(weights.items())
 
 
 @lru_cache(maxsize=1 << 16)
-def corner(look: Look, height: int, width: int, crop_px: int, corners: str) -> tuple[int, int]:
-    """Top and left of the crop of a look in an image that was resized to `height` x `width`; of a mirrored one, where
+def crop_origin(crop: ViewCrop, height: int, width: int, crop_px: int, corners: str) -> tuple[int, int]:
+    """Top and left of a crop in an image that was resized to `height` x `width`; of a mirrored one, where
     it lies before it is mirrored.
 
     With `corners` "square", five and ten crops have their corners in the central square, which is all that the network
     of 2012 was shown; with "whole" in those of the image, as torchvision's TenCrop. A grid always spans the image.
     """
     above = before = 0
-    if isinstance(look.place, tuple):
-        down, right = (number / (GRID - 1) for number in look.place)
-    elif look.place == "centre":
+    if isinstance(crop.place, tuple):
+        down, right = (number / (GRID - 1) for number in crop.place)
+    elif crop.place == "centre":
         down = right = 0.5
     else:
-        down, right = float(look.place.startswith("bottom")), float(look.place.endswith("right"))
+        down, right = float(crop.place.startswith("bottom")), float(crop.place.endswith("right"))
         if corners == "square":
-            above, before = round((height - look.scale_px) / 2), round((width - look.scale_px) / 2)
-            height = width = look.scale_px
+            above, before = round((height - crop.scale_px) / 2), round((width - crop.scale_px) / 2)
+            height = width = crop.scale_px
     top, left = (
         round(down * (height - crop_px)),
         round(right * (width - crop_px)),
     )  # as torchvision's center_crop rounds
-    return above + top, before + (width - crop_px - left if look.mirrored else left)
+    return above + top, before + (width - crop_px - left if crop.mirrored else left)
 
 
 def _places(kind: str) -> list[str | tuple[int, int]]:

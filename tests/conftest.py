@@ -17,7 +17,7 @@ from PIL import Image
 
 from launch.command import run_command
 from pipeline import builds, runtime
-from pipeline.data import index
+from pipeline.packing import indexing
 from pipeline.packing.scan import scan_shard
 from pipeline.runtime import Runtime
 
@@ -89,7 +89,7 @@ def write_set(
     for number, files in enumerate(members):
         write_tar(folder / f"shard-{number:06d}.tar", files)
     scanned = [scan_shard(path) for path in sorted(folder.glob("*.tar"))]
-    index.write(folder, scanned, [f"class-{label}" for label in range(num_classes)])
+    indexing.write(folder, scanned, [f"class-{label}" for label in range(num_classes)])
     return folder
 
 

@@ -7,10 +7,10 @@ import torch
 
 from pipeline import checkpoint, meter, train
 from pipeline.config import parse
+from pipeline.run_lock import lock_run
 from pipeline.run_plan import prepare
 from pipeline.tasks.classification import Classification
 from pipeline.tracking import points as keys
-from pipeline.train import lock_run
 from pipeline.whereabouts import Whereabouts
 
 
@@ -74,7 +74,7 @@ def test_evaluations_and_checkpoints_are_not_training(alone, photos, held_out, t
     monkeypatch.setattr(checkpoint.Writer, "save", slowly("save", 3600))
     monkeypatch.setattr(train, "take_step", slowly("step", 2))
     hour = slowly("evaluate", 3600)
-    monkeypatch.setattr(train, "_evaluate", lambda *args: (evaluated.append(args[4].step), hour(*args)))
+    monkeypatch.setattr(train, "_evaluate", lambda *args: (evaluated.append(args[0].plan.progress.step), hour(*args)))
     config = parse(
         {
             "run": str(tmp_path / "run"),

@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import CenterCrop, FiveCrop, TenCrop
 
 from pipeline.config import Data
-from pipeline.views import Look, Scales, corner, looks, parse
+from pipeline.views import Scales, ViewCrop, crop_origin, parse, view_crops
 
 SCALES = Scales(256, (256, 384, 512))
 SIZES = [(256, 256, 224), (256, 341, 224), (383, 256, 224), (72, 101, 64), (71, 90, 63), (64, 64, 64), (64, 65, 64)]
@@ -15,12 +15,12 @@ def crops(view: str, image: torch.Tensor, crop_px: int, corners: str) -> list[to
     """The crops [3, crop_px, crop_px] of an image [3, height, width], whose short side is the scale."""
     height, width = image.shape[1:]
     found = []
-    for look, _ in looks(view, Scales(min(height, width), (0, 0, 0))):
-        top, left = corner(look, height, width, crop_px, corners)
+    for crop, _ in view_crops(view, Scales(min(height, width), (0, 0, 0))):
+        top, left = crop_origin(crop, height, width, crop_px, corners)
         assert 0 <= top <= height - crop_px
         assert 0 <= left <= width - crop_px
-        crop = image[:, top : top + crop_px, left : left + crop_px]
-        found.append(crop.flip(2) if look.mirrored else crop)
+        pixels = image[:, top : top + crop_px, left : left + crop_px]
+        found.append(pixels.flip(2) if crop.mirrored else pixels)
     return found
 
 
@@ -54,13 +54,13 @@ def test_corners_of_the_square_are_those_of_its_centre_crop(height, width, crop_
 
 
 def test_the_grid_is_regular_and_spans_the_image():
-    places = [look for look, _ in looks("50", SCALES)]
+    places = [crop for crop, _ in view_crops("50", SCALES)]
     assert len(places) == 50
-    corners = [corner(look, 256, 384, 224, "square") for look in places if not look.mirrored]
+    corners = [crop_origin(crop, 256, 384, 224, "square") for crop in places if not crop.mirrored]
     assert sorted({top for top, _ in corners}) == [0, 8, 16, 24, 32]
     assert sorted({left for _, left in corners}) == [0, 40, 80, 120, 160]
     assert len(set(corners)) == 25
-    assert {corner(look, 256, 384, 224, "square") for look in places if look.mirrored} == set(corners)
+    assert {crop_origin(crop, 256, 384, 224, "square") for crop in places if crop.mirrored} == set(corners)
 
 
 @pytest.mark.parametrize(
@@ -80,19 +80,19 @@ def test_the_grid_is_regular_and_spans_the_image():
     ],
 )
 def test_what_a_view_looks_at(view, number, scales):
-    found = looks(view, SCALES)
+    found = view_crops(view, SCALES)
     assert len(found) == number
-    assert {look.scale_px for look, _ in found} == scales
+    assert {crop.scale_px for crop, _ in found} == scales
     assert sum(weight for _, weight in found) == pytest.approx(1)
 
 
 def test_parts_of_a_view_count_alike_and_share_what_they_look_at():
-    weights = dict(looks("ten+dense", SCALES))
-    assert weights[Look(256, "centre", False)] == pytest.approx(0.05)
-    assert weights[Look(256, "dense", True)] == pytest.approx(0.25)
-    both = dict(looks("centre+ten", SCALES))
+    weights = dict(view_crops("ten+dense", SCALES))
+    assert weights[ViewCrop(256, "centre", False)] == pytest.approx(0.05)
+    assert weights[ViewCrop(256, "dense", True)] == pytest.approx(0.25)
+    both = dict(view_crops("centre+ten", SCALES))
     assert len(both) == 10
-    assert both[Look(256, "centre", False)] == pytest.approx(0.5 + 0.05)
+    assert both[ViewCrop(256, "centre", False)] == pytest.approx(0.5 + 0.05)
 
 
 @pytest.mark.parametrize(

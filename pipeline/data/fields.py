@@ -1,10 +1,11 @@
-"""What a sample has beside its image, and how that is read.
+"""What a sample has beside its image, and how that is read: a label, boxes, a mask.
 
 In: an index, ids. Out: the values of each field that a task asks for, for its targets.
 """
 
+import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,8 +13,19 @@ import torch
 from pipeline.data.geometry import Placement
 from pipeline.data.index import Index
 from pipeline.data.storage.reader import Reader
+from pipeline.errors import UserError
 
+VOID = 255  # of a mask: no class
 Values = Mapping[str, Any]  # by field, of n samples
+
+
+class Boxes(NamedTuple):
+    """Of one sample: `edges` float32 [k, 4] left, top, right, bottom in source pixels, `labels` int32 [k], `difficult`
+    bool [k]."""
+
+    edges: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
 
 
 class Targets(Protocol):
@@ -36,14 +48,40 @@ class Labels:
         return torch.from_numpy(values["label"])
 
 
+def read(index: Index, reader: Reader, names: Sequence[str], samples: np.ndarray) -> Values:
+    """The values of these fields of `samples`, ids [n]. Raises UserError for a field that the set does not have."""
+    return {name: FIELDS[name](index, reader, samples) for name in names}
+
+
+def decode_mask(encoded: np.ndarray) -> np.ndarray:
+    """The indices in a PNG, uint8 [height, width], by Pillow: DALI would turn its palette into colours. Raises
+    ValueError for one that holds colours or more than 8 bits."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded.tobytes())) as picture:
+        if picture.mode not in ("P", "L", "1"):
+            raise ValueError(f"its mode is {picture.mode}, but a mask holds an index a pixel (P or L)")
+        return np.array(picture, np.uint8)
+
+
 def _label(index: Index, reader: Reader, samples: np.ndarray) -> np.ndarray:
     """Int64 [n]."""
     return index.label[samples].astype(np.int64)
 
 
-FIELDS: dict[str, Callable[[Index, Reader, np.ndarray], Any]] = {"label": _label}
+def _boxes(index: Index, reader: Reader, samples: np.ndarray) -> list[Boxes]:
+    start, edges, labels, difficult = index.box_start, index.box, index.box_label, index.box_difficult
+    if start is None or edges is None or labels is None or difficult is None:
+        raise UserError(f"{index.folder} has no boxes. Pack a set for detection")
+    rows = [slice(*start[[sample, sample + 1]].tolist()) for sample in samples.tolist()]
+    return [Boxes(edges[some], labels[some], difficult[some]) for some in rows]
 
 
-def read(index: Index, reader: Reader, names: Sequence[str], samples: np.ndarray) -> Values:
-    """The values of these fields of `samples`, ids [n]."""
-    return {name: FIELDS[name](index, reader, samples) for name in names}
+def _mask(index: Index, reader: Reader, samples: np.ndarray) -> list[np.ndarray]:
+    """Encoded, for `decode_mask`: uint8 [size] each."""
+    if index.mask_offset is None or index.mask_size is None:
+        raise UserError(f"{index.folder} has no masks. Pack a set for segmentation")
+    return reader.read_members(samples, index.mask_offset[samples], index.mask_size[samples])
+
+
+FIELDS: dict[str, Callable[[Index, Reader, np.ndarray], Any]] = {"label": _label, "boxes": _boxes, "mask": _mask}

@@ -22,7 +22,7 @@ from pipeline.data.output import Output
 from pipeline.errors import UserError
 from pipeline.evaluation.outcomes import Accumulator, Outcomes
 from pipeline.runtime import Runtime
-from pipeline.views import Look, corner, looks, parse
+from pipeline.views import ViewCrop, crop_origin, parse, view_crops
 
 ROWS_ON_CPU = 32  # of a forward pass, always
 ROWS_ON_GPU = 256  # at most: ten times the micro-batch of a VGG would need tens of GB
@@ -32,7 +32,7 @@ WHOLE_ON_GPU = 16  # whole images of one size, and their mirror images
 @dataclass(frozen=True)
 class ScoredModel:
     """A network on the device, in evaluation mode, and how its images are prepared: crop_px, resize_px, interpolation,
-    antialias, mean and std of `data`; `corners` as in `views.corner`."""
+    antialias, mean and std of `data`; `corners` as in `views.crop_origin`."""
 
     network: nn.Module
     data: Data
@@ -89,17 +89,17 @@ def require_views(network: nn.Module, data: Data, views: Sequence[str]) -> Dense
 
 
 class _Scorer:
-    """One scored_model, and what its views look at."""
+    """One scored_model, and the crops of its views."""
 
     def __init__(self, scored_model: ScoredModel, views: Sequence[str], device: torch.device, bf16: bool):
         data = scored_model.data
         self.network, self.device, self.bf16, self.crop_px = scored_model.network, device, bf16, data.crop_px
         self.corners = scored_model.corners
-        self.views = [looks(view, data.scales()) for view in views]
-        wanted = dict.fromkeys(look for view in self.views for look, _ in view)
-        self.crops = sorted((look for look in wanted if look.place != "dense"), key=lambda look: look.mirrored)
-        self.whole = sorted({look.scale_px for look in wanted if look.place == "dense"})
-        scales = sorted({look.scale_px for look in wanted})
+        self.views = [view_crops(view, data.scales()) for view in views]
+        wanted = dict.fromkeys(crop for view in self.views for crop, _ in view)
+        self.crops = sorted((crop for crop in wanted if crop.place != "dense"), key=lambda crop: crop.mirrored)
+        self.whole = sorted({crop.scale_px for crop in wanted if crop.place == "dense"})
+        scales = sorted({crop.scale_px for crop in wanted})
         self.output = {px: Output(px, data.interpolation, data.antialias) for px in scales}
         self.outputs = list(self.output.values())
         mean, std = 255 * torch.tensor(data.mean), 255 * torch.tensor(data.std)
@@ -108,29 +108,29 @@ class _Scorer:
 
     def probabilities(self, images: dict[Output, list[torch.Tensor]]) -> list[torch.Tensor]:
         """Float64 [n, classes] of each view."""
-        by_look = self._of_crops(images)
+        by_crop = self._of_crops(images)
         for px in self.whole:
-            by_look |= self._of_whole(px, images[self.output[px]])
-        return [_mean([by_look[look] for look, _ in view], [weight for _, weight in view]) for view in self.views]
+            by_crop |= self._of_whole(px, images[self.output[px]])
+        return [_mean([by_crop[crop] for crop, _ in view], [weight for _, weight in view]) for view in self.views]
 
-    def _of_crops(self, images: dict[Output, list[torch.Tensor]]) -> dict[Look, torch.Tensor]:
+    def _of_crops(self, images: dict[Output, list[torch.Tensor]]) -> dict[ViewCrop, torch.Tensor]:
         if not self.crops:
             return {}
         # Mirrored ones last, so that they are neighbours.
-        asked = [(look, image) for look in self.crops for image in images[self.output[look.scale_px]]]
+        asked = [(crop, image) for crop in self.crops for image in images[self.output[crop.scale_px]]]
         size = ROWS_ON_GPU if self.device.type == "cuda" else ROWS_ON_CPU
         found = torch.cat([self._forward(asked[start : start + size]) for start in range(0, len(asked), size)])
         return dict(zip(self.crops, found.view(len(self.crops), -1, found.shape[1]), strict=True))
 
-    def _forward(self, asked: Sequence[tuple[Look, torch.Tensor]]) -> torch.Tensor:
+    def _forward(self, asked: Sequence[tuple[ViewCrop, torch.Tensor]]) -> torch.Tensor:
         """Probabilities float64 [len(asked), classes]."""
         px = self.crop_px
         rows = []
-        for look, image in asked:
-            top, left = corner(look, *image.shape[:2], px, self.corners)
+        for crop, image in asked:
+            top, left = crop_origin(crop, *image.shape[:2], px, self.corners)
             rows.append(image[top : top + px, left : left + px])
         pixels = torch.stack(rows)
-        first = next((number for number, (look, _) in enumerate(asked) if look.mirrored), len(asked))
+        first = next((number for number, (crop, _) in enumerate(asked) if crop.mirrored), len(asked))
         if first < len(asked):
             pixels[first:] = pixels[first:].flip(2)
         missing = ROWS_ON_CPU - len(asked)
@@ -138,7 +138,7 @@ class _Scorer:
             pixels = torch.cat([pixels, pixels.new_zeros(missing, px, px, 3)])
         return self._scores(self.network, pixels).softmax(dim=1)[: len(asked)]
 
-    def _of_whole(self, px: int, images: list[torch.Tensor]) -> dict[Look, torch.Tensor]:
+    def _of_whole(self, px: int, images: list[torch.Tensor]) -> dict[ViewCrop, torch.Tensor]:
         """Class scores are averaged over the map, softmax outputs over the image and its mirror image (section 3.2)."""
         assert self.dense is not None
         found: dict[int, torch.Tensor] = {}  # of an image, float64 [2, classes]
@@ -149,7 +149,7 @@ class _Scorer:
                 both = scores.softmax(dim=1).view(2, len(numbers), -1)
                 found |= {number: both[:, place] for place, number in enumerate(numbers)}
         stacked = torch.stack([found[number] for number in range(len(images))], dim=1)
-        return {Look(px, "dense", False): stacked[0], Look(px, "dense", True): stacked[1]}
+        return {ViewCrop(px, "dense", False): stacked[0], ViewCrop(px, "dense", True): stacked[1]}
 
     def _alike(self, images: list[torch.Tensor]) -> list[list[int]]:
         """The numbers of images in groups of one size: on a CPU one by one, so that no image's bits depend on

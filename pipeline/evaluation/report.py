@@ -22,7 +22,7 @@ from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
 from pipeline.evaluation.papers import Entry, compare
 from pipeline.evaluation.score import TOP, Score
 from pipeline.tracking.points import Media
-from pipeline.views import looks
+from pipeline.views import view_crops
 from pipeline.wording import counted
 
 NUM_PAIRS = 20  # of the worst confusions
@@ -85,11 +85,11 @@ def facts(result: Evaluated) -> dict[str, Any]:
     outcomes, classes = result.outcomes, result.index.classes
     views = {}
     for view, score in outcomes.scores().items():
-        seen = [look for one in result.classifiers for look, _ in looks(view, one.config.data.scales())]
+        seen = [crop for one in result.classifiers for crop, _ in view_crops(view, one.config.data.scales())]
         views[view] = {
             **_figures(score),
             "compare_with": result.compare_with(view),
-            "scales_px": sorted({look.scale_px for look in seen}),
+            "scales_px": sorted({crop.scale_px for crop in seen}),
             "num_looks": len(seen),
             "classes": by_class(outcomes, view, result.outputs, classes),
             "confusions": confusions(outcomes, view, result.names),

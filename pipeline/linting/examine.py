@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.index import Shard, digest
+from pipeline.data.index import digest
 from pipeline.data.layout import WEBDATASET, Layout, numbers
+from pipeline.data.manifest import Shard
 from pipeline.errors import UserError
 from pipeline.linting import sizes
 from pipeline.linting.decode import Stored, decoded, disagreement, is_constant, quiet, raw_pixels

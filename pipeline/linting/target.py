@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pipeline import hints
 from pipeline.data import index
-from pipeline.data.index import MANIFEST, Index, Shard
+from pipeline.data.index import Index
 from pipeline.data.layout import WEBDATASET, Layout
+from pipeline.data.manifest import MANIFEST, Shard
 from pipeline.data.storage.remote import is_remote
 from pipeline.errors import UserError
 from pipeline.files import file_sha256

@@ -22,7 +22,7 @@ from pipeline.data import index, plausible
 from pipeline.data.layout import numbers
 from pipeline.errors import UserError
 from pipeline.files import PACK_ON, cannot_write, is_full, room
-from pipeline.packing import sets, sources, staging
+from pipeline.packing import indexing, sets, sources, staging
 from pipeline.packing.labels import check_labels
 from pipeline.packing.listing import CLASS_FOLDERS, CLASS_TARS, SHARDS, SPLIT_FOLDERS, Found
 from pipeline.packing.options import QUALITY, SHARD_IMAGES, Options
@@ -235,7 +235,7 @@ def _finish(
         shards_root = "."
         if found.kind == SHARDS and not found.compressed:
             shards_root = found.url or os.path.relpath(found.root, out / name)
-        index.write(part / name, indexed, classes, shards_root, rgb, options.layout)
+        indexing.write(part / name, indexed, classes, shards_root, rgb, options.layout)
     return {
         "sets": {
             name: {"images": sum(shard.num_samples for shard, _ in indexed), "shards": len(indexed)}

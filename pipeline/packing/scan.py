@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.data.decoding.pillow import Undecodable, opened
-from pipeline.data.index import COLUMNS, OPTIONAL, Shard, digest
+from pipeline.data.index import COLUMNS, OPTIONAL, digest
 from pipeline.data.layout import RAW_EXTENSION, WEBDATASET, Layout, describe
+from pipeline.data.manifest import Shard
 from pipeline.errors import UserError
 from pipeline.files import file_sha256
 

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.data.index import MANIFEST
+from pipeline.data.manifest import MANIFEST
 from pipeline.errors import UserError
 from pipeline.packing import imagenet
 from pipeline.packing.listing import ARCHIVES, CLASS_TARS, SPLIT_FOLDERS, File, Found

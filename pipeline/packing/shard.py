@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import hints
-from pipeline.data import index
 from pipeline.data.layout import WEBDATASET, Layout
+from pipeline.data.manifest import Shard
 from pipeline.data.storage.remote import download
 from pipeline.errors import UserError
 from pipeline.files import PACK_ON, is_full, whole
@@ -143,7 +143,7 @@ class Record(NamedTuple):
     """What `make` found: the shard and its columns; rejected (name, reason); colour sums; how many images were
     converted to PNG, by the reason."""
 
-    shard: index.Shard
+    shard: Shard
     columns: dict[str, list]
     rejected: list[tuple[str, str]]
     sums: dict[str, Any] | None
@@ -153,7 +153,7 @@ class Record(NamedTuple):
 def read_record(job: PackJob | ScanJob) -> Record:
     record = json.loads(job.record.read_text())
     record["columns"]["key"] = [key.encode() for key in record["columns"]["key"]]
-    shard = index.Shard(**record["shard"])
+    shard = Shard(**record["shard"])
     return Record(shard, record["columns"], record["rejected"], record["sums"], record.get("converted", {}))
 
 

@@ -12,7 +12,7 @@ import os
 import shlex
 from pathlib import Path
 
-from pipeline.data.index import MANIFEST
+from pipeline.data.manifest import MANIFEST
 from pipeline.data.storage.remote import is_remote
 from pipeline.errors import UserError
 from pipeline.packing import imagenet

@@ -21,7 +21,7 @@ from pipeline.data.loader import eval_batches
 from pipeline.data.output import Output
 from pipeline.evaluation.evaluate import ROWS_ON_CPU, ROWS_ON_GPU, ScoredModel, evaluate
 from pipeline.runtime import Runtime, start
-from pipeline.views import looks
+from pipeline.views import view_crops
 from tests.benchmarks.asked import require_count, require_network
 from tests.benchmarks.rows import Row, spread
 
@@ -88,7 +88,7 @@ def table(rates: dict[str, dict[str, list[float]]], config: Config) -> str:
             ours / min(limits) for ours, *limits in zip(found[OURS], found[FORWARD], found[DECODING], strict=True)
         ]
         cells = [spread(found[name], ",.1f") for name in (OURS, FORWARD, DECODING)]
-        number = len(looks(view, config.data.scales()))
+        number = len(view_crops(view, config.data.scales()))
         lines.append(f"| {view} | {number} | {' | '.join(cells)} | {spread(ratios, '.2f')} |")
     return "\n".join(lines)
 
@@ -109,9 +109,9 @@ def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runti
     bf16 = wanted.bf16 or runtime.on_gpu
     network = build(wanted.model, 1000).eval().to(runtime.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found = [look for look, _ in looks(view, data.scales())]
-    num_crops = len(index) * sum(look.place != "dense" for look in found)
-    scales = sorted({look.scale_px for look in found if look.place == "dense"})
+    found = [crop for crop, _ in view_crops(view, data.scales())]
+    num_crops = len(index) * sum(crop.place != "dense" for crop in found)
+    scales = sorted({crop.scale_px for crop in found if crop.place == "dense"})
     micro_batch = config.evaluation.micro_batch
 
     def ours() -> object:

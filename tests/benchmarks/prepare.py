@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from pipeline.data.index import VERSION
+from pipeline.data.manifest import VERSION
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.index import VERSION
+from pipeline.data.manifest import VERSION, Shard
+from pipeline.packing import indexing
 from tests.benchmarks.prepare import ROOT
 
 NUM_SAMPLES, NUM_CLASSES, PER_SHARD = 1_281_167, 1000, 1000
@@ -94,7 +95,6 @@ def drawn_photos() -> list[bytes]:
 
 def make_big(folder: Path, photos: list[bytes]) -> None:
     """The set of ImageNet's size; row i's image is photo i modulo their number."""
-    from pipeline.data import index
     from pipeline.data.order import Order
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -118,12 +118,12 @@ def make_big(folder: Path, photos: list[bytes]) -> None:
         columns |= {"label": rows[part] % NUM_CLASSES}
         lists: dict[str, list] = {column: values.tolist() for column, values in columns.items()}
         lists["key"] = [f"{row:08d}".encode() for row in rows[part]]
-        shards.append((index.Shard(name, num_bytes, f"{number:064x}", len(lists["key"])), lists))
+        shards.append((Shard(name, num_bytes, f"{number:064x}", len(lists["key"])), lists))
     order = Order(NUM_SAMPLES, GLOBAL_BATCH, SEED)
     for row in np.concatenate([order.batch(step) for step in range(STEPS_ON_DISK)]).tolist():
         with open(folder / shards[row // PER_SHARD][0].name, "r+b") as file:
             os.pwrite(file.fileno(), photos[row % len(photos)], int(offset[row]))
-    index.write(folder, shards, [f"class-{label}" for label in range(NUM_CLASSES)])
+    indexing.write(folder, shards, [f"class-{label}" for label in range(NUM_CLASSES)])
 
 
 def make_tars(folder: Path, photos: list[bytes]) -> None:

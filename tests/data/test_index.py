@@ -14,6 +14,7 @@ from PIL import Image
 from launch import pack
 from pipeline.data import index
 from pipeline.errors import UserError
+from pipeline.packing import indexing
 from pipeline.packing.scan import scan_shard
 from tests.conftest import jpeg, photo, write_tar
 
@@ -167,7 +168,7 @@ def test_raw_and_encoded_images_do_not_mix(tmp_path):
     for name, files in members.items():
         write_tar(tmp_path / name, files)
     with pytest.raises(UserError, match=r"raw\.tar holds raw pixels, other shards encoded images"):
-        index.write(tmp_path, [scan_shard(tmp_path / name) for name in members], ["x"])
+        indexing.write(tmp_path, [scan_shard(tmp_path / name) for name in members], ["x"])
     write_tar(tmp_path / "both.tar", members["raw.tar"] + members["jpg.tar"])
     with pytest.raises(UserError, match=r"both\.tar: sample 'b' is encoded, those before are not"):
         scan_shard(tmp_path / "both.tar")
@@ -193,7 +194,7 @@ def test_a_key_in_two_shards_is_named(tmp_path):
         write_tar(tmp_path / name, [("a.jpg", JPEG), ("a.cls", b"0")])
     shards = [scan_shard(tmp_path / name) for name in ("one.tar", "two.tar")]
     with pytest.raises(UserError, match=r"'a' is in one\.tar and in two\.tar"):
-        index.write(tmp_path, shards, ["x"])
+        indexing.write(tmp_path, shards, ["x"])
 
 
 def test_a_missing_shard_is_named(make_set):
@@ -239,7 +240,7 @@ def test_a_label_outside_the_class_list_is_named(make_set):
 
 def test_an_empty_set_is_refused(tmp_path):
     write_tar(tmp_path / "s.tar", [])
-    index.write(tmp_path, [scan_shard(tmp_path / "s.tar")], ["x"])
+    indexing.write(tmp_path, [scan_shard(tmp_path / "s.tar")], ["x"])
     with pytest.raises(UserError, match="holds no samples"):
         index.load(tmp_path)
 
@@ -307,9 +308,9 @@ BAD_SHARDS = [
 def test_a_manifest_from_elsewhere_names_no_other_files(make_set, change):
     """The cache makes file names of checksums and sizes, and removes them: none may lead out of its folder."""
     folder = make_set("set", 5, num_shards=1)
-    manifest = json.loads((folder / index.MANIFEST).read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"][0] |= change
-    (folder / index.MANIFEST).write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         index.load(folder, verify=False)
 

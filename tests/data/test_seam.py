@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.config import Data
 from pipeline.data import crops, index
 from pipeline.data.loader import order_of, train_batches
+from pipeline.packing import indexing
 from pipeline.packing.scan import scan_shard
 from pipeline.runtime import Place
 
@@ -46,7 +47,7 @@ def png_set(tmp_path_factory):
         write_tar(folder / f"{shard}.tar", members)
     scanned = [scan_shard(path) for path in sorted(folder.glob("*.tar"))]
     rgb = {"mean": [0.4, 0.5, 0.6], "covariance": COVARIANCE}
-    index.write(folder, scanned, [str(label) for label in range(5)], rgb=rgb)
+    indexing.write(folder, scanned, [str(label) for label in range(5)], rgb=rgb)
     return folder
 
 

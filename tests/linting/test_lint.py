@@ -25,6 +25,7 @@ from pipeline.linting import classes, decode, repeats
 from pipeline.linting import lint as linting
 from pipeline.linting.examine import Job, work
 from pipeline.linting.findings import KINDS, Findings
+from pipeline.packing import indexing
 from pipeline.packing.scan import scan_shard
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +112,7 @@ def _examined(tmp_path: Path, members: list[tuple[str, bytes]], **job) -> dict:
 
 def _packed(folder: Path, names: list[str]) -> None:
     """Index the tars of a folder, as launch.pack would."""
-    index.write(folder, [scan_shard(path) for path in sorted(folder.glob("*.tar"))], names)
+    indexing.write(folder, [scan_shard(path) for path in sorted(folder.glob("*.tar"))], names)
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +259,7 @@ def test_stale_entries_are_told_and_forgotten_on_demand(tmp_path, capsys):
     tars.mkdir()
     write_tar(tars / "x.tar", [*_sample("bad", _good(60)[:-300], 0), *_sample("good", _good(61), 0)])
     scanned = [scan_shard(path) for path in sorted(tars.glob("*.tar"))]
-    index.write(home, scanned, ["cat"], shards_root="../tars")  # an index beside its shards
+    indexing.write(home, scanned, ["cat"], shards_root="../tars")  # an index beside its shards
     old = [("x.tar", "good", "a disk error"), ("gone.tar", "k", "cut"), ("x.tar", "bad", "kept as it is")]
     quarantine.add(home / index.QUARANTINE, [quarantine.Entry(*entry) for entry in old])
     assert command.main([str(home), "--workers", "1"]) == command.ERRORS
@@ -273,7 +274,7 @@ def test_stale_entries_are_told_and_forgotten_on_demand(tmp_path, capsys):
     assert not any(kind == "stale_quarantine" for kind, *_ in _found(_read(home)))
 
     write_tar(tars / "x.tar", [*_sample("bad", _good(62), 0), *_sample("good", _good(61), 0)])  # mended
-    index.write(home, [scan_shard(tars / "x.tar")], ["cat"], shards_root="../tars")
+    indexing.write(home, [scan_shard(tars / "x.tar")], ["cat"], shards_root="../tars")
     assert command.main([str(home), "--workers", "1", "--forget"]) == command.CLEAN
     assert quarantine.read(home / index.QUARANTINE) == []
 
@@ -446,8 +447,8 @@ def test_sets_say_what_they_share_and_their_samples_are_shown(tmp_path, capsys):
 
 def test_a_set_whose_shards_are_remote_is_refused(make_set):
     folder = make_set("remote", 5, num_shards=1)
-    manifest = json.loads((folder / index.MANIFEST).read_text())
-    (folder / index.MANIFEST).write_text(json.dumps(manifest | {"shards_root": "https://host/set"}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"shards_root": "https://host/set"}))
     words = [sys.executable, "-m", "launch.lint", str(folder)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "before uploading" in refused(done)

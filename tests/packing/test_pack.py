@@ -22,8 +22,8 @@ from launch import pack as command
 from launch.command import Interrupted
 from pipeline import workers
 from pipeline.data import index
+from pipeline.packing import indexing, staging
 from pipeline.packing import pack as packing
-from pipeline.packing import staging
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare, rgb_statistics
 from tests.conftest import disk_of, fill
 
@@ -533,7 +533,7 @@ class TestFullDisk:
     def test_full_when_all_shards_are_there(self, source, tmp_path, capsys, monkeypatch, when):
         run(source, tmp_path / "whole")
         with disk_of(tmp_path / "small", 4 << 20) as disk:
-            out, module, name = disk / "out", *((index, "write") if when == "index" else (staging, "publish"))
+            out, module, name = disk / "out", *((indexing, "write") if when == "index" else (staging, "publish"))
             real = getattr(module, name)
 
             def full(*args, **options):

@@ -10,9 +10,10 @@ from pipeline.config import parse
 from pipeline.data.index import load
 from pipeline.data.loader import order_of, train_batches
 from pipeline.errors import UserError
+from pipeline.run_lock import lock_run
 from pipeline.run_plan import prepare
 from pipeline.runtime import Place
-from pipeline.train import lock_run, train
+from pipeline.train import train
 from pipeline.whereabouts import Whereabouts
 from tests.tasks.invented import Mirrored
 

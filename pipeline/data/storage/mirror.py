@@ -1,7 +1,7 @@
 """A local copy of the index of a remote set: small files, fetched once, looked at again at every start.
 
-In: the URL of a packed set. Out: a folder of the cache with its manifest, columns and quarantine, for `index.load`. The
-set's own quarantine replaces what runs have added here.
+In: where a packed set is. Out: its index; of one behind a URL manifest, columns and quarantine lie in the cache then.
+The set's own quarantine replaces what runs have added here.
 """
 
 import hashlib
@@ -9,14 +9,23 @@ import json
 from pathlib import Path
 
 from pipeline import files, hints
-from pipeline.data.index import COLUMNS, MANIFEST, OPTIONAL, QUARANTINE
-from pipeline.data.storage.remote import AT_START, KEEP, Forbidden, download, read_bytes
+from pipeline.data.index import BOXES, COLUMNS, MASKS, OPTIONAL, QUARANTINE, Index, load
+from pipeline.data.manifest import MANIFEST
+from pipeline.data.storage.remote import AT_START, KEEP, Forbidden, download, is_remote, read_bytes
 from pipeline.errors import UserError
 from pipeline.files import cannot_write, file_sha256
 from pipeline.locks import lock
 
 
-def mirror(url: str, cache: Path | None) -> Path:
+def open_set(where: str, cache: Path, verify: bool = True) -> Index:
+    """The index of a packed set in a folder or behind a URL, of which a copy is kept in `cache`. Raises UserError as
+    `index.load` and `mirror` do."""
+    if not is_remote(where):
+        return load(where, verify)
+    return load(mirror(where, cache), verify, home=where.rstrip("/"))
+
+
+def mirror(url: str, cache: Path) -> Path:
     """Copy manifest, columns and quarantine from a URL into a folder of `cache`; what is there already stays.
 
     Raises UserError for a URL without a manifest, or columns that are not the manifest's.
@@ -24,8 +33,6 @@ def mirror(url: str, cache: Path | None) -> Path:
     url = url.rstrip("/")
     if url.endswith((".tar", f"/{MANIFEST}")):
         raise UserError(f"{url} is a file. Give the URL of a packed set's folder; launch.pack indexes shards: {url}")
-    if cache is None:
-        raise UserError(f"{url} is a URL, and there is no folder to keep its index in. Set data.cache")
     manifest = read_bytes(f"{url}/{MANIFEST}", AT_START)
     if manifest is None:
         raise UserError(
@@ -61,7 +68,7 @@ def _fetch_columns(url: str, folder: Path, manifest: bytes) -> None:
         sums = json.loads(manifest)["columns"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{url}/{MANIFEST} is damaged ({error}). Make it again with launch.pack") from None
-    for name in [*COLUMNS, *(name for name in OPTIONAL if name in sums)]:
+    for name in [*COLUMNS, *(name for name in OPTIONAL | BOXES | MASKS if name in sums)]:
         path = folder / "index" / f"{name}.npy"
         download(f"{url}/index/{name}.npy", path, AT_START)
         if file_sha256(path) != sums.get(name):

@@ -42,6 +42,10 @@ class Reader:
         """The encoded images of `ids`, each a read-only uint8 view [size] into its shard."""
         return self._views(ids, self.index.offset[ids], self.index.size[ids])
 
+    def read_members(self, ids: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        """Other members of the shards of `ids`, each a read-only uint8 view [size]."""
+        return self._views(ids, offsets, sizes)
+
     def read_rows(self, ids: np.ndarray, windows: Crops) -> list[np.ndarray]:
         """Of raw images, the rows that the windows cover: uint8 views [window height, image width, 3]."""
         widths = self.index.width[ids]

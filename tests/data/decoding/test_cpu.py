@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.data.decoding.cpu import _Buffers
+from pipeline.packing import indexing
 from tests.conftest import jpeg, photo, write_set, write_tar
 
 
@@ -60,7 +61,6 @@ print(max(used[:10]), max(used[-10:]))
 def test_giant_images_pass_through_every_row_without_staying_in_memory(tmp_path):
     """6,000 x 6,000 px are 108 MB when decoded, and an eighth of the rows hold one: kept, they would be 2.6 GB."""
     folder = write_set(tmp_path / "set", 16, num_shards=1)
-    from pipeline.data import index
     from pipeline.packing.scan import scan_shard
 
     giant = jpeg(np.kron(photo(0, 0, 60, 60), np.ones((100, 100, 1), np.uint8)))
@@ -69,7 +69,7 @@ def test_giant_images_pass_through_every_row_without_staying_in_memory(tmp_path)
         (f"{n}.{kind}", data) for n, image in enumerate(images) for kind, data in (("jpg", image), ("cls", b"0"))
     ]
     write_tar(folder / "shard-000000.tar", members)
-    index.write(folder, [scan_shard(folder / "shard-000000.tar")], ["x"])
+    indexing.write(folder, [scan_shard(folder / "shard-000000.tar")], ["x"])
     ended = subprocess.run(
         [sys.executable, "-c", GIANTS, str(folder)], capture_output=True, text=True, check=True, timeout=300
     )

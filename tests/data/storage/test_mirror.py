@@ -13,6 +13,7 @@ from pipeline.config import parse
 from pipeline.data import index, quarantine
 from pipeline.data.loader import order_of, train_batches
 from pipeline.data.storage import mirror
+from pipeline.data.storage.mirror import open_set
 from pipeline.data.storage.remote import Patience
 from pipeline.errors import UserError
 from pipeline.run_plan import prepare
@@ -30,7 +31,7 @@ def put(store: Store, folder: Path, name: str = "set") -> str:  # noqa: F811
 
 
 def test_the_index_of_a_url_is_that_of_the_folder(photos, store, tmp_path):  # noqa: F811
-    here, there = index.load(photos), index.load(put(store, photos) + "/", cache=tmp_path)
+    here, there = index.load(photos), open_set(put(store, photos) + "/", tmp_path)
     assert there.fingerprint == here.fingerprint
     assert (there.is_remote, here.is_remote) == (True, False)
     assert there.location(1) == store.url("set/shard-000001.tar")
@@ -41,10 +42,10 @@ def test_the_index_of_a_url_is_that_of_the_folder(photos, store, tmp_path):  # n
 def test_columns_are_fetched_once_and_again_when_the_manifest_changes(photos, held_out, store, tmp_path):  # noqa: F811
     url = put(store, photos)
     for _ in range(3):
-        index.load(url, cache=tmp_path)
+        open_set(url, tmp_path)
     assert store.gets["set/index/label.npy"] == 1
     put(store, held_out)
-    assert index.load(url, cache=tmp_path).fingerprint == index.load(held_out).fingerprint
+    assert open_set(url, tmp_path).fingerprint == index.load(held_out).fingerprint
     assert store.gets["set/index/label.npy"] == 2
 
 
@@ -53,7 +54,7 @@ def test_a_column_of_another_manifest_is_refused(photos, held_out, store, tmp_pa
     store.files["set/index/label.npy"] = (held_out / "index" / "label.npy").read_bytes()
     for _ in range(2):
         with pytest.raises(UserError, match=r"label\.npy is not the one that manifest\.json was written with"):
-            index.load(url, cache=tmp_path)
+            open_set(url, tmp_path)
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", b"{}"])
@@ -61,12 +62,12 @@ def test_a_damaged_manifest_is_named(photos, store, tmp_path, damage):  # noqa: 
     url = put(store, photos)
     store.files["set/manifest.json"] = damage
     with pytest.raises(UserError, match=r"set/manifest\.json is damaged"):
-        index.load(url, cache=tmp_path)
+        open_set(url, tmp_path)
 
 
 def test_a_url_without_a_set(store, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match=r"nothing has no manifest\.json"):
-        index.load(store.url("nothing"), cache=tmp_path)
+        open_set(store.url("nothing"), tmp_path)
 
 
 @pytest.mark.parametrize("shuffle", ["global", "windowed"])
@@ -75,7 +76,7 @@ def test_batches_over_http_equal_local_ones_and_each_shard_comes_once(photos, st
     expected = steps_of(photos, settings(**options), 0, 12)
     data = settings(**options)
     url = put(store, photos)
-    loaded = index.load(url, cache=data.cache)
+    loaded = open_set(url, data.cache)
     order = order_of(loaded, data, 12, seed=7)
     for rank in range(2):
         place = Place(rank, 2, rank, 2)
@@ -96,7 +97,7 @@ def test_a_cache_smaller_than_the_set_fetches_each_shard_once_an_epoch(make_set,
     data = settings(
         shuffle="windowed", window_shards=2, cache=str(tmp_path / "cache"), cache_gb=8 * largest / 1e9, prefetch=1
     )
-    loaded = index.load(url, cache=data.cache)
+    loaded = open_set(url, data.cache)
     order = order_of(loaded, data, 12, seed=7)
     batches = train_batches(
         loaded, data, order, 7, place=Place(0, 1, 0, 1), device=CPU, micro_steps=1, first_step=0, last_step=20
@@ -120,7 +121,7 @@ def test_what_a_disk_damages_while_a_job_runs_is_fetched_again(make_set, store, 
         (folder / "manifest.json").write_text(json.dumps(manifest))
     data, run = settings(cache=str(tmp_path / "cache")), tmp_path / "run"
     run.mkdir()
-    loaded = index.load(put(store, folder), cache=data.cache)
+    loaded = open_set(put(store, folder), data.cache)
     order = order_of(loaded, data, 12, seed=7)
     how: dict = {"place": Place(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "first_step": 0, "last_step": 12}
     for step, batch in enumerate(train_batches(loaded, data, order, 7, **how, run=run)):
@@ -142,7 +143,7 @@ def test_what_a_disk_damages_while_a_job_runs_is_fetched_again(make_set, store, 
 
 def test_an_image_that_is_stored_torn_costs_its_row_and_one_comparison(make_set, store, tmp_path):  # noqa: F811
     folder = make_set("rotten", 24, broken=[3])
-    loaded = index.load(put(store, folder), cache=tmp_path / "cache")
+    loaded = open_set(put(store, folder), tmp_path / "cache")
     data, seen = settings(cache=str(tmp_path / "cache")), []
     order = order_of(loaded, data, 12, seed=7)
     how: dict = {"place": Place(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "first_step": 0, "last_step": 4}
@@ -154,7 +155,7 @@ def test_an_image_that_is_stored_torn_costs_its_row_and_one_comparison(make_set,
     with tarfile.open(folder / "shard-000000.tar") as tar:
         content = tar.extractfile("00003.jpg").read()  # type: ignore[union-attr]
     assert line.split("\t")[3] == hashlib.blake2b(content, digest_size=8).hexdigest()
-    assert index.load(store.url("set"), cache=tmp_path / "cache").folder == loaded.folder
+    assert open_set(store.url("set"), tmp_path / "cache").folder == loaded.folder
     assert quarantine.left_out(loaded).ids.tolist() == [3]
 
 
@@ -176,7 +177,7 @@ def test_the_quarantine_of_a_url_is_honoured(make_set, store, tmp_path):  # noqa
     (folder / "quarantine.tsv").write_text("shard\tkey\treason\nshard-000000.tar\t00003\ttruncated\n")
     url = put(store, folder)
     data = settings(cache=str(tmp_path / "cache"))
-    local = index.load(url, cache=data.cache).folder
+    local = open_set(url, data.cache).folder
     assert (local / "quarantine.tsv").read_text().endswith("truncated\n")
 
 
@@ -194,9 +195,9 @@ def test_a_server_that_fails_is_not_taken_for_a_set_without_a_quarantine(
     store.faults["set/quarantine.tsv"] = [f"{fault} forever"]
     if refused:
         with pytest.raises(UserError, match=f"quarantine.tsv cannot be read: HTTP status {fault}"):
-            index.load(url, cache=tmp_path / "cache")
+            open_set(url, tmp_path / "cache")
     else:
-        index.load(url, cache=tmp_path / "cache")
+        open_set(url, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
