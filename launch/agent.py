@@ -25,7 +25,8 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from launch.failure import Failure, cause_first, read
-from launch.watch import Rank, Watch
+from launch.ranks import Rank
+from launch.watch import Watch
 from pipeline.runtime import STOP_SIGNALS
 
 STOP_S = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110"))  # from a requested stop to SIGKILL

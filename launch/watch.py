@@ -15,15 +15,15 @@ import sys
 import threading
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from launch.failure import Failure
+from launch.ranks import Rank, Seen, explain, missing, see, shortest_still_s
 from pipeline import whereabouts
-from pipeline.whereabouts import COMPUTE, DATA, END, EVALUATE, POINTS, SAVE, START
+from pipeline.whereabouts import COMPUTE, DATA, END, EVALUATE, SAVE, START
 
 QUIET_S = 20.0  # in which no rank of the machine came to a new point, until it is told; then again at three times that
 LONG = (START, SAVE, END)  # where all ranks together may be for three times as long before anything is said
@@ -33,85 +33,6 @@ UNHEARD_S = 15.0  # without a report
 OBEY_S = 10.0  # in which the launcher's main thread must have followed, else this one ends the job
 STACKS_S = 5.0  # that the run folder is given to take the stacks
 AT = "tencrop/at/"  # keys of the store, by machine
-
-
-class Rank(NamedTuple):
-    """A process to watch."""
-
-    rank: int
-    pid: int
-    error_file: str
-
-
-class Seen(NamedTuple):
-    """A rank, as its launcher sees it."""
-
-    rank: int
-    host: str
-    pid: int
-    step: int
-    point: int
-    still_s: float  # since it came there
-    state: str  # of the process, as /proc has it: R, S, D, T, ...; empty when it has ended
-
-    @property
-    def is_stopped(self) -> bool:
-        return self.state in ("T", "t")
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.step, self.point
-
-
-def explain(seen: list[Seen], unheard: dict[str, float]) -> str:
-    """Where a job hangs: at machines that nothing was heard of for so many seconds, at ranks that are stopped, else at
-    those that are furthest behind, if any are."""
-    found = [
-        f"nothing was heard of {host} for {age_s:.0f} s (is it down, or the network towards it?)"
-        for host, age_s in unheard.items()
-    ]
-    found += [
-        f"rank {one.rank} on {one.host} is stopped by a signal (kill -CONT {one.pid} lets it go on)"
-        for one in seen
-        if one.is_stopped
-    ]
-    others = [one for one in seen if not one.is_stopped and one.host not in unheard]
-    first, last = (choose((one.place for one in others), default=None) for choose in (min, max))
-    if not found and first != last:
-        behind = [one for one in others if one.place == first]
-        waits = ", waiting for a disk" if all(one.state == "D" for one in behind) else ""
-        found.append(f"{_named(behind)} {_are(behind)} still at {_point(first)}{waits}")
-    if last and not found:
-        return f"all ranks are at {_point(last)}"
-    return "; ".join(found) + (f"; the others are at {_point(last)}" if last else "")
-
-
-def _point(place: tuple[int, int] | None) -> str:
-    return POINTS[place[1]].format(place[0]) if place else ""
-
-
-def _are(seen: list[Seen]) -> str:
-    return "is" if len(seen) == 1 else "are"
-
-
-def _named(seen: list[Seen]) -> str:
-    ranks = defaultdict(list)
-    for one in seen:
-        ranks[one.host].append(str(one.rank))
-    names = [f"rank {', '.join(of[:4])}{' ...' if len(of) > 4 else ''} on {host}" for host, of in ranks.items()]
-    return " and ".join(names[:3]) + (f" and {len(names) - 3} more machines" if len(names) > 3 else "")
-
-
-def see(watched: Rank, host: str, since_s: float) -> Seen:
-    """`since_s` is when the rank was started, its first point."""
-    try:
-        state = Path(f"/proc/{watched.pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        state = ""
-    state = "" if state in ("Z", "X") else state
-    position = whereabouts.read(watched.error_file)
-    step, point, at_s = (position.step, position.point, position.at_s) if position else (0, START, since_s)
-    return Seen(watched.rank, host, watched.pid, step, point, time.monotonic() - at_s, state)
 
 
 class Watch:
@@ -169,7 +90,7 @@ class Watch:
         patience_s = max(QUIET_S, 3 * self._longest_s)
         if any(one.point == EVALUATE for one in seen):  # a first batch of many crops
             patience_s = max(patience_s, 3 * QUIET_S)
-        return self._words(seen) if _still_s(seen) > patience_s else None
+        return self._words(seen) if shortest_still_s(seen) > patience_s else None
 
     def lost(self) -> str:
         """The machines that nothing is heard of any more, in words; nothing if there are none."""
@@ -206,7 +127,7 @@ class Watch:
             self._end_all(128 + self._signal[0], f"stopped by {signal.Signals(self._signal[0]).name}")
         elif self._joining and now - self._joining[1] > max(QUIET_S, 3 * self._told_s):
             self._told_s = now - self._joining[1]
-            self._say(_missing(self._joining[0], self._told_s))
+            self._say(missing(self._joining[0], self._told_s))
         elif seen := self._seen():
             self._judge(seen)
 
@@ -215,7 +136,7 @@ class Watch:
         return [one for one in seen if one.state]
 
     def _judge(self, seen: list[Seen]) -> None:
-        still_s, step = _still_s(seen), min(one.step for one in seen)
+        still_s, step = shortest_still_s(seen), min(one.step for one in seen)
         if still_s < self._still_s and self._step > 1:
             self._longest_s = max(self._longest_s, self._still_s)
         self._still_s, self._step = still_s, step
@@ -344,20 +265,3 @@ class Watch:
         before = self._reports.get(machine)
         if before is None or before[2] != number:
             self._reports[machine] = host, [Seen(*one) for one in seen], number, time.monotonic()
-
-
-def _still_s(seen: list[Seen]) -> float:
-    """Since any of them came to a new point."""
-    return min(one.still_s for one in seen)
-
-
-def _missing(handler: Any, waited_s: float) -> str:
-    """Who has come to the rendezvous. Reads torch's own state, which has no public form."""
-    state = getattr(getattr(handler, "_state_holder", None), "state", None)
-    wanted = getattr(getattr(handler, "settings", None), "min_nodes", "?")
-    here = sorted(node.addr for node in getattr(state, "participants", ()))
-    return (
-        f"warning: {len(here)} of {wanted} machines have come in {waited_s:.0f} s: {', '.join(here) or 'none'}. Start "
-        f"the same command on the others. If they wait too, they have another MASTER_ADDR, MASTER_PORT or JOB_ID, or "
-        f"the network between them is closed"
-    )

@@ -1,33 +1,26 @@
 """Checkpoints: weights, momentum and progress on disk, whole or not there at all.
 
-In: an engine and a `Progress`. Out: RUN/checkpoints/step-00000500/ with
+In: RUN/checkpoints/step-00000500/ with
     model.safetensors      weights and buffers
     optimizer.safetensors  the momentum of each parameter, by its name, whatever the ZeRO stage and number of ranks
     progress.json          epoch, step, evaluations, the config, and size and SHA-256 of every other file
-Nothing is unpickled; older checkpoints, with DeepSpeed's engine/*.pt, are read with torch's safe loader. A copy of the
-state is written beside the training, under a temporary name, values read back and compared, renamed; then the pointers
-`latest` and `best` move, and old ones are pruned. Which is best stands in progress.json: `best` says it again, for
-people.
+Out: a `Progress`, an optimizer's state. Nothing is unpickled; older checkpoints, with DeepSpeed's engine/*.pt, are read
+with torch's safe loader. `checkpoint_writer.py` writes them.
 """
 
-import copy
 import json
-import os
 import pickle
 import re
 import shlex
-import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.data.manifest import MANIFEST
 from pipeline.errors import UserError, first_mistake
-from pipeline.files import GO_ON, cannot_write, file_sha256, save_tensors, synced_sha256, write_synced
-from pipeline.runtime import Runtime
+from pipeline.files import file_sha256
 from pipeline.wording import few
 
 if TYPE_CHECKING:
@@ -68,97 +61,6 @@ class Progress:
 
 _PROGRESS = TypeAdapter(Progress)
 _FILES = TypeAdapter(dict[str, tuple[Count, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]])  # size and SHA-256
-
-
-class Writer:
-    """Writes the checkpoints of a run, keeping `keep` and the best: rank 0 copies the state to the host, and a thread
-    of it writes, hashes and syncs while training goes on. Only the next one, or `finish`, waits for it."""
-
-    def __init__(self, run: Path, runtime: Runtime, keep: int):
-        self.run, self.runtime, self.keep = run, runtime, keep
-        self._thread: Thread | None = None
-        self._error: BaseException | None = None
-
-    def save(self, engine: Any, progress: Progress) -> Path:
-        """Begin the checkpoint of `progress.step`, when the one before is whole; called by all ranks together. Returns
-        its folder, which is there after `finish`. Raises what `finish` raises, of the one before."""
-        from pipeline.optimizer_state import collect
-
-        self.finish()
-        final = _folder(self.run / "checkpoints", progress.step)
-        state = collect(engine, keep=self.runtime.is_main)
-        if self.runtime.is_main:
-            weights = {name: value.detach().to("cpu", copy=True) for name, value in engine.module.state_dict().items()}
-            tensors = {WEIGHTS: weights, OPTIMIZER: _as_tensors(state)}
-            self._thread = Thread(target=self._write, args=(tensors, copy.deepcopy(progress), final))
-            self._thread.start()
-        return final
-
-    def _write(self, tensors: dict[str, dict[str, Any]], progress: Progress, final: Path) -> None:
-        try:
-            _save(tensors, progress, final)
-            _prune(final.parent, self.keep, final.name)
-        except OSError as error:
-            remove_leftovers(self.run)
-            needed = sum(value.nbytes for values in tensors.values() for value in values.values())
-            self._error = cannot_write(final, error, needed, GO_ON)
-        except BaseException as error:  # for the thread that trains
-            self._error = error
-
-    def finish(self) -> None:
-        """Wait until what was begun is on the disk; called by all ranks together.
-
-        Raises UserError, on all ranks and naming the folder, when the disk is full (no half-written folder stays then)
-        or gives back other weights than were written. The one before is still the latest.
-        """
-        from pipeline.refusal import shared_refusal
-
-        with shared_refusal(self.runtime):
-            self.join()
-            if error := self._error:
-                self._error = None
-                raise error
-
-    def join(self) -> None:
-        """Wait alone, on the way out after an error: what was begun is still wanted."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-
-
-def _as_tensors(state: "OptimizerState") -> dict[str, Any]:
-    import torch
-
-    extra = {} if state.velocity_lr is None else {VELOCITY_LR: torch.tensor(state.velocity_lr, dtype=torch.float64)}
-    return {**state.momentum, **extra}
-
-
-def _save(tensors: dict[str, dict[str, Any]], progress: Progress, final: Path) -> None:
-    root = final.parent
-    temporary = root / f".writing-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, values in tensors.items():
-        _write(values, temporary / name)
-    files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(temporary)): [path.stat().st_size, synced_sha256(path)] for path in files}
-    write_synced(temporary / PROGRESS, json.dumps({**asdict(progress), "files": sums}, indent=1))
-    best = _folder(root, progress.best_step) if progress.best_step else None
-    pointers = {"latest": final.name}
-    if best and (best == final or best.is_dir()):
-        pointers["best"] = best.name
-    for pointer, name in pointers.items():
-        write_synced(_staged(root / pointer), name + "\n")  # so that moving it needs no room
-    shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
-    os.replace(temporary, final)
-    for pointer in pointers:
-        os.replace(_staged(root / pointer), root / pointer)
-
-
-def remove_leftovers(run: Path) -> None:
-    """Remove what a killed process was writing or pruning: it may fill the disk."""
-    for leftover in (run / "checkpoints").glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_optimizer(folder: Path) -> "OptimizerState":
@@ -219,11 +121,11 @@ def latest(run: Path, which: str = "latest") -> Path | None:
     """
     root = run / "checkpoints"
     if which == "best":
-        return _best(root)
+        return best_of(root)
     folder, pointer = _pointed(root, "latest"), root / "latest"
     if folder is not None and folder.is_dir():
         return folder
-    names = ", ".join(step.name for step in _steps(root))
+    names = ", ".join(step.name for step in steps_of(root))
     if not names and (folder is None or not pointer.exists()):
         return None
     if not pointer.exists():
@@ -236,14 +138,14 @@ def latest(run: Path, which: str = "latest") -> Path | None:
     raise UserError(f"{pointer} {reason} (there are: {names or 'none'}). {_way_out(root)}")
 
 
-def _best(root: Path) -> Path | None:
+def best_of(root: Path) -> Path | None:
     """As progress.json of the latest one states it: a kill may have come before `best` moved, or somebody lost it."""
     pointed, newest = _pointed(root, "best"), _pointed(root, "latest")
     try:
         step = _read(newest, verify=False).best_step if newest else None
     except UserError:  # then `best` is all there is
         step = None
-    stated = _folder(root, step) if step else None
+    stated = folder_of(root, step) if step else None
     return next((folder for folder in (stated, pointed) if folder and folder.is_dir()), None)
 
 
@@ -269,7 +171,7 @@ def _read(folder: Path, verify: bool) -> Progress:
         raise UserError(f"{folder} is no checkpoint: it has no {PROGRESS}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error})") from None
-    if STEP.fullmatch(folder.name) and folder != _folder(folder.parent, progress.step):
+    if STEP.fullmatch(folder.name) and folder != folder_of(folder.parent, progress.step):
         raise UserError(f"{path} is damaged (step={progress.step}, but the folder is {folder.name})")
     for name, (size, sha256) in files.items() if verify else ():
         file = folder / name
@@ -311,7 +213,7 @@ def _instead_of(folder: Path) -> str:
 
 def _way_out(root: Path, damaged: Path | None = None) -> str:
     """The line that makes the newest whole checkpoint the latest one; every file of it has been looked at."""
-    for folder in reversed(_steps(root)):
+    for folder in reversed(steps_of(root)):
         if folder != damaged and _is_whole(folder):
             pointer = shlex.quote(str(root / "latest"))
             return f"To go on from the newest whole one: echo {folder.name} > {pointer}"
@@ -326,35 +228,17 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _folder(root: Path, step: int) -> Path:
+def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def _steps(root: Path) -> list[Path]:
+def steps_of(root: Path) -> list[Path]:
     """All that look like checkpoints, oldest first."""
     found = [path for path in root.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_tensors(state, path)
-    written = load_file(path)
-    if not all(torch.equal(_bytes(value), _bytes(written[name])) for name, value in state.items()):
-        raise UserError(f"{path}: the disk gave back other values than were written. Check the disk, then start again")
-
-
-def _bytes(value: Any) -> Any:
-    """Of a tensor: NaN is not equal to itself."""
-    import torch
-
-    return value.reshape(-1).view(torch.uint8)
-
-
-def _staged(pointer: Path) -> Path:
+def staged(pointer: Path) -> Path:
     return pointer.with_name(f".{pointer.name}")
 
 
@@ -362,17 +246,6 @@ def _pointed(root: Path, which: str) -> Path | None:
     """The folder that a pointer names, there or not; None if it is lost or holds no name. Without a pointer the staged
     one counts: the first save of a run was killed before it moved."""
     pointer = root / which
-    file = pointer if pointer.exists() else _staged(pointer)
+    file = pointer if pointer.exists() else staged(pointer)
     name = file.read_text(errors="replace").strip() if file.is_file() else ""
     return root / name if STEP.fullmatch(name) else None
-
-
-def _prune(root: Path, keep: int, newest: str) -> None:
-    """Keep `keep` checkpoints up to the newest, and the best. Later ones, from before somebody went back, stay."""
-    best = _best(root)
-    steps = _steps(root)
-    names = [folder.name for folder in steps]
-    for folder in steps[: names.index(newest) + 1][:-keep]:
-        if folder != best:
-            folder.rename(root / f".writing-{folder.name}")  # no half of it may look like a checkpoint
-    remove_leftovers(root.parent)

@@ -14,6 +14,7 @@ from pipeline import builds, checkpoint, network, own
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse, resolved
 from pipeline.data import quarantine
+from pipeline.data.bad_images import BadImages
 from pipeline.data.crops import RECIPES
 from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.manifest import MANIFEST
@@ -79,7 +80,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
         validation = open_set(config.data.validation, config.data.cache.expanduser(), verify)
     quarantine.read(index.folder / QUARANTINE)
     if validation is not None:
-        quarantine.BadImages(validation, config.data.max_bad_images)
+        BadImages(validation, config.data.max_bad_images)
     _check_cache(config, index, validation)
     if validation is not None and validation.classes != index.classes:
         raise UserError(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline import checkpoint, engine, files, hints, network, optim, optimizer_state
+from pipeline import checkpoint, checkpoint_writer, engine, files, hints, network, optim, optimizer_state
 from pipeline.config import Config, dump, resolved
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, decodes_on_gpu, order_of, train_batches
@@ -64,7 +64,7 @@ class Job:
     stepper: engine.Stepper
     length: Length
     journal: Journal
-    writer: checkpoint.Writer
+    writer: checkpoint_writer.Writer
     stop: StopRequest
     here: Whereabouts
 
@@ -80,7 +80,7 @@ def train(config: Config, plan: RunPlan, runtime: Runtime, here: Whereabouts) ->
     with shared_refusal(runtime):
         if runtime.is_main:
             run.mkdir(parents=True, exist_ok=True)
-            checkpoint.remove_leftovers(run)
+            checkpoint_writer.remove_leftovers(run)
             files.replace(run / "config.yaml", dump(config).encode(), files.GO_ON)
     progress.config = resolved(config)
     stop = StopRequest(runtime)
@@ -95,7 +95,7 @@ def train(config: Config, plan: RunPlan, runtime: Runtime, here: Whereabouts) ->
                 resume_step=progress.step,
             )
             journal = opened.enter_context(opening)
-        writer = checkpoint.Writer(run, runtime, config.train.keep_checkpoints)
+        writer = checkpoint_writer.Writer(run, runtime, config.train.keep_checkpoints)
         opened.callback(writer.join)
         progress.wandb_id = journal.wandb_id
         if plan.checkpoint:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline import checkpoint, engine, optim, optimizer_state
+from pipeline import checkpoint, checkpoint_writer, engine, optim, optimizer_state
 from pipeline.checkpoint import Progress
 from pipeline.config import Config, parse
 from pipeline.errors import UserError
@@ -41,7 +41,7 @@ def train(stepper: engine.Stepper, *steps: int) -> None:
 
 def write(engine: Any, progress: Progress, run: Path, runtime: Runtime, keep: int) -> Path:
     """One checkpoint, waited for."""
-    writer = checkpoint.Writer(run, runtime, keep)
+    writer = checkpoint_writer.Writer(run, runtime, keep)
     folder = writer.save(engine, progress)
     writer.finish()
     return folder
@@ -245,7 +245,7 @@ def test_interrupted_write_leaves_the_one_before(save, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_synced", killed)
+        patch.setattr(checkpoint_writer, "write_synced", killed)
         with pytest.raises(KeyboardInterrupt):
             save(2)
     assert folders(tmp_path / "run") == [".writing-step-00000002", "step-00000001"]
@@ -293,8 +293,8 @@ def test_a_full_disk_is_told_and_the_next_save_works(save, tmp_path, monkeypatch
             real: Callable[..., Any] = os.replace
             patch.setattr(os, "replace", full)
         else:
-            real = getattr(checkpoint, patched)
-            patch.setattr(checkpoint, patched, full)
+            real = getattr(checkpoint_writer, patched)
+            patch.setattr(checkpoint_writer, patched, full)
         text = refused(save, 2)
     why = "the disk is full" if number == errno.ENOSPC else "your disk quota is used up"
     assert text.startswith(f"{root / 'step-00000002'} cannot be written: {why} (it takes 1,")
@@ -642,13 +642,13 @@ def test_find_best_of_a_run_that_was_never_evaluated(save, tmp_path):
 @pytest.fixture
 def held(monkeypatch):
     """Writing begins when `held.set()` lets it."""
-    begins, real = threading.Event(), checkpoint._save
+    begins, real = threading.Event(), checkpoint_writer._save
 
     def save(*given):
         assert begins.wait(20)
         real(*given)
 
-    monkeypatch.setattr(checkpoint, "_save", save)
+    monkeypatch.setattr(checkpoint_writer, "_save", save)
     yield begins
     begins.set()
 
@@ -658,7 +658,7 @@ def test_what_is_written_is_the_state_when_it_was_asked_for(alone, held, tmp_pat
     stepper, progress = stepper_of(alone), Progress(step=1)
     train(stepper, 0)
     weights_then, momentum_then = weights(stepper), momentum(stepper)
-    writer = checkpoint.Writer(tmp_path, alone, 3)
+    writer = checkpoint_writer.Writer(tmp_path, alone, 3)
     folder = writer.save(stepper.engine, progress)
     assert not folder.exists()
     train(stepper, 1, 2)
@@ -675,7 +675,7 @@ def test_what_is_written_is_the_state_when_it_was_asked_for(alone, held, tmp_pat
 
 
 def test_the_next_checkpoint_waits_for_the_one_before(trained, alone, held, tmp_path):
-    writer = checkpoint.Writer(tmp_path, alone, 3)
+    writer = checkpoint_writer.Writer(tmp_path, alone, 3)
     first = writer.save(trained.engine, Progress(step=1))
     threading.Timer(0.3, held.set).start()
     second = writer.save(trained.engine, Progress(step=2))
@@ -688,8 +688,8 @@ def test_what_goes_wrong_beside_the_training_is_raised_in_it(trained, alone, mon
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_save", full)
-    writer = checkpoint.Writer(tmp_path, alone, 3)
+    monkeypatch.setattr(checkpoint_writer, "_save", full)
+    writer = checkpoint_writer.Writer(tmp_path, alone, 3)
     writer.save(trained.engine, Progress(step=1))
     with pytest.raises(UserError, match="step-00000001 cannot be written: the disk is full"):
         writer.save(trained.engine, Progress(step=2))
@@ -697,7 +697,7 @@ def test_what_goes_wrong_beside_the_training_is_raised_in_it(trained, alone, mon
 
 
 def test_an_error_of_the_training_does_not_cut_a_checkpoint_off(trained, alone, held, tmp_path):
-    writer = checkpoint.Writer(tmp_path, alone, 3)
+    writer = checkpoint_writer.Writer(tmp_path, alone, 3)
     folder = writer.save(trained.engine, Progress(step=1))
     threading.Timer(0.3, held.set).start()
     writer.join()

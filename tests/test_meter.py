@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline import checkpoint, meter, train
+from pipeline import checkpoint_writer, meter, train
 from pipeline.config import parse
 from pipeline.run_lock import lock_run
 from pipeline.run_plan import prepare
@@ -62,7 +62,7 @@ def test_a_step_is_waiting_communication_and_computing(alone, clock, communicati
 
 def test_evaluations_and_checkpoints_are_not_training(alone, photos, held_out, tmp_path, clock, monkeypatch):
     """Each takes an hour on this clock, a step 2 s; and the last step is followed by an evaluation."""
-    real, evaluated = {"save": checkpoint.Writer.save, "step": train.take_step, "evaluate": train._evaluate}, []
+    real, evaluated = {"save": checkpoint_writer.Writer.save, "step": train.take_step, "evaluate": train._evaluate}, []
 
     def slowly(name: str, seconds: float):
         def work(*args, **options):
@@ -71,7 +71,7 @@ def test_evaluations_and_checkpoints_are_not_training(alone, photos, held_out, t
 
         return work
 
-    monkeypatch.setattr(checkpoint.Writer, "save", slowly("save", 3600))
+    monkeypatch.setattr(checkpoint_writer.Writer, "save", slowly("save", 3600))
     monkeypatch.setattr(train, "take_step", slowly("step", 2))
     hour = slowly("evaluate", 3600)
     monkeypatch.setattr(train, "_evaluate", lambda *args: (evaluated.append(args[0].plan.progress.step), hour(*args)))

@@ -18,6 +18,7 @@ import torch
 from pipeline import own
 from pipeline.config import Data
 from pipeline.data import crops
+from pipeline.data.bad_images import Refuse, refuse
 from pipeline.data.decoding.dali import Decoder
 from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.fields import Labels, Targets
@@ -25,7 +26,6 @@ from pipeline.data.geometry import Placements
 from pipeline.data.index import Index
 from pipeline.data.order import Order, machine_part, rank_part, sequential_batch
 from pipeline.data.output import Normal, Output
-from pipeline.data.quarantine import Refuse, refuse
 from pipeline.data.request import Request, clamp_padding
 from pipeline.data.source import Source
 from pipeline.errors import UserError

@@ -1,34 +1,27 @@
-"""Images that cannot be decoded: known ones are not tried, new ones are written down. A bad image costs its row.
+"""Lists of images that cannot be decoded: what a set's says, and what a run keeps to.
 
 In: SET/quarantine.tsv (written by launch.lint, and by runs that met a bad image), RUN/quarantine.tsv (what the run
-began with), RUN/bad_images.tsv. Out: which rows of a batch to leave out, and which to try one by one. No other row
-changes: ids, order and windows stay as they are.
+began with). Out: the rows to leave out.
 
 An entry holds the digest of the image's bytes. Once they are others, because the image was mended or because a disk had
 damaged it, the entry no longer counts: the next run and the next evaluation try the image again. An entry without a
 digest, of an older version, counts until launch.lint --forget removes it.
 """
 
-import contextlib
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import hints
 from pipeline.data.index import QUARANTINE, Index, digest
-from pipeline.data.storage.reader import Reader
 from pipeline.errors import UserError
-from pipeline.files import GO_ON, replace, room
+from pipeline.files import GO_ON, replace
 from pipeline.locks import locked
-
-BAD_IMAGES = "bad_images.tsv"
 
 
 class Entry(NamedTuple):
@@ -124,7 +117,7 @@ def left_out(index: Index, run: Path | None = None) -> LeftOut:
     """What a run that has begun leaves out (RUN/quarantine.tsv, as it stands), or else a new one or an evaluation: the
     entries of the set's quarantine that still hold. Raises UserError if the file is damaged."""
     if run and (run / QUARANTINE).exists():
-        return LeftOut(index, run / QUARANTINE, _rows(index, read(run / QUARANTINE)), ())
+        return LeftOut(index, run / QUARANTINE, rows_of(index, read(run / QUARANTINE)), ())
     file = index.folder / QUARANTINE
     entries = read(file)
     ids = _ids(index, entries)
@@ -186,127 +179,6 @@ def _ids(index: Index, entries: Sequence[Entry]) -> list[int]:
     return ids
 
 
-def _rows(index: Index, entries: Sequence[Entry]) -> np.ndarray:
+def rows_of(index: Index, entries: Sequence[Entry]) -> np.ndarray:
     """The rows of entries, ascending."""
     return np.array(sorted(set(_ids(index, entries)) - {-1}), np.int64)
-
-
-Refuse = Callable[[str], None]
-
-
-def refuse(reason: str) -> None:
-    """Too many bad images end it at once."""
-    raise UserError(reason)
-
-
-class BadImages:
-    """The images of one set that are left out, and what happens when a new one turns up.
-
-    A training run (`run` is its folder) leaves out what of the set's quarantine held when it began (`begin`). What it
-    finds itself is listed in RUN/bad_images.tsv and counted against `limit`, but every window of it is tried again:
-    whether a row is trained on depends on the image and its window, never on what was met before. Without a run
-    (evaluation) all that holds of the set's quarantine counts: a score over half of a set is none.
-    `too_many` is told of more than `limit`; more than that from the start raises UserError. `reader` reads remote
-    images again that a disk may have damaged.
-    """
-
-    def __init__(
-        self,
-        index: Index,
-        limit: int,
-        run: Path | None = None,
-        too_many: Refuse = refuse,
-        reader: Reader | None = None,
-    ):
-        self.index = index
-        self.reader = reader
-        self._compared: set[int] = set()  # shards
-        self.limit = limit
-        self.too_many = too_many
-        self.run_file = run / BAD_IMAGES if run else None
-        self._out = left_out(index, run).ids
-        self._suspects = np.zeros(0, np.int64)
-        self._state: tuple[int, int] | None = None
-        self.num_found = 0 if run else len(self._out)
-        self._look()
-        if self.num_found > limit:
-            raise UserError(self._refusal())
-
-    def among(self, ids: np.ndarray) -> np.ndarray:
-        """Which of `ids` to leave out: bool [n]."""
-        return np.isin(ids, self._out)
-
-    def suspects(self, ids: np.ndarray) -> np.ndarray:
-        """Which of `ids` could not be decoded in another window, or another epoch: bool [n]. To be tried one by one."""
-        self._look()
-        return np.isin(ids, self._suspects)
-
-    def mended(self, sample: int, image: np.ndarray) -> np.ndarray | None:
-        """The bytes of a remote image if `image`, which cannot be decoded, is not what the set holds: its shard was
-        damaged in the cache, and has been fetched again. Shards are compared with their checksum once."""
-        if self.reader is None or not self.index.is_remote:
-            return None
-        if self.index.digest is not None and digest(image.tobytes()) == self.index.digest[sample]:
-            return None
-        shard = int(self.index.shard[sample])
-        if shard in self._compared:
-            found = self.reader.read(np.array([sample]))[0]
-        else:
-            found = self.reader.read_anew(sample)
-        self._compared.add(shard)
-        return None if np.array_equal(found, image) else found
-
-    def add(self, ids: np.ndarray, reasons: list[str]) -> None:
-        """Write down and tell what cannot be decoded; more than `limit` images are too many."""
-        new = np.setdiff1d(ids, self._suspects)
-        reason_of = dict(zip(ids.tolist(), reasons, strict=True))
-        found = [self._entry(sample, reason_of[sample]) for sample in new.tolist()]
-        self._suspects = np.union1d(self._suspects, new)
-        with contextlib.suppress(OSError):  # a set that one may only read; the run's own list is enough
-            add(self.index.folder / QUARANTINE, found)
-        told = found
-        if self.run_file:
-            with room(self.run_file, len(as_text(found)), GO_ON):
-                told = add(self.run_file, found)
-        before = len(read(self.run_file)) - len(told) if self.run_file else self.num_found
-        self.num_found = before + len(told)
-        for number, entry in enumerate(told, start=before + 1):
-            print(
-                f"warning: {self.index.shards_root}/{entry.shard}: the image '{entry.key}' cannot be decoded "
-                f"({entry.reason}). Its row is left out; {number} such images so far, at most {self.limit} "
-                f"(data.max_bad_images)",
-                file=sys.stderr,
-                flush=True,
-            )
-        if told and self.num_found > self.limit:
-            self.too_many(self._refusal())
-
-    def _entry(self, sample: int, reason: str) -> Entry:
-        now, packed = digest_now(self.index, sample), self.index.digest
-        if now and packed is not None and int(now, 16) != int(packed[sample]):
-            reason += "; the shard was damaged since it was packed, these are other bytes"
-        return Entry(self.index.shards[self.index.shard[sample]].name, self.index.key_of(sample), reason, now)
-
-    def _refusal(self) -> str:
-        where = self.run_file or self.index.folder / QUARANTINE
-        look = (
-            "where it was packed"
-            if self.index.is_remote
-            else f"with: {hints.command('launch.lint', self.index.folder)}"
-        )
-        return (
-            f"{self.num_found} images of {self.index.shards_root} cannot be decoded, more than data.max_bad_images="
-            f"{self.limit}: {where} lists them. Look at the set {look}; then mend it, or raise data.max_bad_images "
-            f"(launch.evaluate: --max-bad-images)"
-        )
-
-    def _look(self) -> None:
-        """Take in what other ranks, or the run before it was stopped, have found."""
-        if self.run_file is None or not self.run_file.exists():
-            return
-        stat = self.run_file.stat()
-        if (stat.st_mtime_ns, stat.st_size) != self._state:
-            self._state = stat.st_mtime_ns, stat.st_size
-            entries = read(self.run_file)
-            self.num_found = len(entries)
-            self._suspects = np.union1d(self._suspects, _rows(self.index, entries))

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Data
+from pipeline.data.bad_images import BadImages, Refuse, refuse
 from pipeline.data.fields import Values, read
 from pipeline.data.geometry import Crops, clip
 from pipeline.data.index import Index
-from pipeline.data.quarantine import BadImages, Refuse, refuse
 from pipeline.data.request import Request, clamp_padding
 from pipeline.data.storage.cache import Cache
 from pipeline.data.storage.prefetch import Prefetcher

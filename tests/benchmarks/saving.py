@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from models.build import build
-from pipeline import checkpoint, engine, optim
+from pipeline import checkpoint_writer, engine, optim
 from pipeline.checkpoint import Progress
 from pipeline.runtime import seed_everything, start
 from tests.benchmarks.step import _config
@@ -33,7 +33,7 @@ def main() -> None:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         built.optimizer.step()  # momentum is there from now on
-        writer, stops_s, whole_s = checkpoint.Writer(Path(run), runtime, keep=1), [], []
+        writer, stops_s, whole_s = checkpoint_writer.Writer(Path(run), runtime, keep=1), [], []
         for step in range(1, TIMES + 1):
             begin = time.perf_counter()
             writer.save(built, Progress(step=step))

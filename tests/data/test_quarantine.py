@@ -11,10 +11,11 @@ import torch
 
 from pipeline.config import Data
 from pipeline.data import quarantine
+from pipeline.data.bad_images import BadImages
 from pipeline.data.index import load
 from pipeline.data.loader import eval_batches, order_of, train_batches
 from pipeline.data.output import Output
-from pipeline.data.quarantine import BadImages, Entry
+from pipeline.data.quarantine import Entry
 from pipeline.errors import UserError
 from pipeline.runtime import Place
 from tests.conftest import disk_of, fill

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from launch import watch
-from launch.watch import Rank, Seen, Watch, explain
+from launch.ranks import Rank, Seen, explain
+from launch.watch import Watch
 from pipeline import whereabouts
 from pipeline.whereabouts import COMPUTE, DATA, EVALUATE, SAVE, START, Whereabouts
 

@@ -34,7 +34,9 @@ TESTS = {
     "pipeline/schedule.py": ("tests/test_schedule.py",),
     "pipeline/optim.py": ("tests/test_optim.py",),
     "pipeline/tasks/classification.py": ("tests/tasks/test_classification.py", "tests/test_engine.py"),
+    "pipeline/checkpoint_writer.py": ("tests/test_checkpoint.py",),
     "pipeline/checkpoint.py": ("tests/test_checkpoint.py", "tests/distributed/test_stored_runs.py"),
+    "pipeline/data/bad_images.py": ("tests/data/test_quarantine.py",),
     "pipeline/data/quarantine.py": ("tests/data/test_quarantine.py",),
 }
 
