@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.command import run_command, told_when_interrupted
+from launch.command import Parser, run, told_when_interrupted
 from pipeline.evaluation.predictions import require_file
 
 WORK = Path("data/bench")
@@ -29,10 +29,10 @@ CORES = len(os.sched_getaffinity(0))
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
-def main() -> None:
-    args = vars(_parser().parse_args())
+def main(argv: list[str] | None = None) -> int:
+    args = vars(_parser().parse_args(argv))
     if not shutil.which("nvidia-smi") and not KEEP_MEMORY.keys() <= os.environ.keys():
-        command = [sys.executable, "-m", "launch.bench", *sys.argv[1:]]
+        command = [sys.executable, "-m", "launch.bench", *(sys.argv[1:] if argv is None else argv)]
         os.execve(sys.executable, command, KEEP_MEMORY | os.environ)
     what, to_json, plot = args.pop("what"), args.pop("json"), args.pop("plot")
     wanted = {name: value for name, value in args.items() if value is not None}
@@ -48,7 +48,7 @@ def main() -> None:
 
         with told_when_interrupted():
             suite(wanted, to_json, plot, _say)
-        return
+        return 0
     from pipeline.bench.machine import machine
     from pipeline.bench.rows import finish
 
@@ -56,6 +56,7 @@ def main() -> None:
     with told_when_interrupted():
         rows, facts = measure(wanted)
         finish(rows, {what: facts}, machine(), to_json, plot, _say)
+    return 0
 
 
 def _measures(what: str) -> Callable[[dict[str, Any]], tuple[list, dict]]:
@@ -79,10 +80,8 @@ def _measures(what: str) -> Callable[[dict[str, Any]], tuple[list, dict]]:
     return lambda wanted: contest(Contest(kind=what, **wanted), _say)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m launch.bench", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True, metavar=f"all|{'|'.join(PARTS)}|startup")
     every = commands.add_parser("all", help="the four parts below, one after another")
     step = commands.add_parser("step", help="the device's limits, a training step, and the step without DeepSpeed")
@@ -156,4 +155,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(run(main))
