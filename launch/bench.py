@@ -12,18 +12,14 @@ Ctrl-C and SIGTERM cut a part (but startup) short: it still writes what its whol
 """
 
 import argparse
-import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.command import run_command, told_when_interrupted
-from pipeline.errors import UserError
+from launch.command import Parser, run, told_when_interrupted
 from pipeline.evaluation.predictions import require_file
 
 WORK = Path("data/bench")
@@ -33,109 +29,59 @@ CORES = len(os.sched_getaffinity(0))
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
-def main() -> None:
-    args = vars(_parser().parse_args())
+def main(argv: list[str] | None = None) -> int:
+    args = vars(_parser().parse_args(argv))
     if not shutil.which("nvidia-smi") and not KEEP_MEMORY.keys() <= os.environ.keys():
-        command = [sys.executable, "-m", "launch.bench", *sys.argv[1:]]
+        command = [sys.executable, "-m", "launch.bench", *(sys.argv[1:] if argv is None else argv)]
         os.execve(sys.executable, command, KEEP_MEMORY | os.environ)
     what, to_json, plot = args.pop("what"), args.pop("json"), args.pop("plot")
     wanted = {name: value for name, value in args.items() if value is not None}
     if to_json:
         require_file("--json", to_json)
     if plot:
-        from tests.benchmarks.plot import require
+        from pipeline.bench.plot import require
 
         require_file("--plot", plot)
         require(plot)
     if what == "all":
+        from pipeline.bench.suite import measure as suite
+
         with told_when_interrupted():
-            _all(wanted, to_json, plot)
-        return
-    from tests.benchmarks.loader import machine
-    from tests.benchmarks.rows import finish
+            suite(wanted, to_json, plot, _say)
+        return 0
+    from pipeline.bench.machine import machine
+    from pipeline.bench.rows import finish
 
     measure = _measures(what)  # imports before the signals are caught: NumPy's makes an ImportError of an interrupt
     with told_when_interrupted():
         rows, facts = measure(wanted)
         finish(rows, {what: facts}, machine(), to_json, plot, _say)
+    return 0
 
 
 def _measures(what: str) -> Callable[[dict[str, Any]], tuple[list, dict]]:
     """The part of that name, as a function of what the command line asks for."""
     if what == "startup":
-        from tests.benchmarks.startup import measure as startup
+        from pipeline.bench.startup import measure as startup
 
         return lambda wanted: ([], startup(wanted["work"] / "startup", wanted["repeats"], _say))
     if what == "step":
-        from tests.benchmarks.step import Steps
-        from tests.benchmarks.step import measure as step
+        from pipeline.bench.step import Steps
+        from pipeline.bench.step import measure as step
 
         return lambda wanted: step(Steps(**wanted), _say)
     if what == "evaluate":
-        from tests.benchmarks.evaluation import Race
-        from tests.benchmarks.evaluation import measure as views
+        from pipeline.bench.evaluation import Race
+        from pipeline.bench.evaluation import measure as views
 
         return lambda wanted: views(Race(**wanted), _say)
-    from tests.benchmarks.loader import Contest, contest
+    from pipeline.bench.contest import Contest, contest
 
     return lambda wanted: contest(Contest(kind=what, **wanted), _say)
 
 
-def _all(wanted: dict[str, Any], to_json: Path | None, plot: Path | None) -> None:
-    """Every part in a process of its own, since each fills the device; what they measured is put together."""
-    from tests.benchmarks.loader import device, machine
-    from tests.benchmarks.prepare import class_folders
-    from tests.benchmarks.rows import Row, finish
-
-    class_folders(wanted["photos"])  # before minutes go into a part that needs none
-    on_gpu = device() == "cuda"
-    networks = wanted.get("networks", ("alexnet", "vgg16") if on_gpu else ("alexnet",))
-    photos, work = wanted["photos"], wanted["work"]
-    rounds = ["--rounds", str(wanted["rounds"])]
-    shared = [f"--photos={photos}", f"--work={work}", "--sizes=original", *rounds, f"--cores={wanted['cores']}"]
-    if "ffcv_python" in wanted:
-        shared.append(f"--ffcv-python={wanted['ffcv_python']}")
-    packed = work / "original" / "packed" / "train"  # which the loader's part makes
-    commands = [["step", f"--networks={','.join(networks)}", *rounds], ["loader", *shared]]
-    commands += [["train", *shared, f"--model={network}"] for network in networks]
-    views = ["evaluate", f"--set={packed}", f"--images={2048 if on_gpu else 64}", *rounds]
-    commands += [[*views, f"--model={network}"] for network in networks]
-    rows, parts, failed = [], {}, []
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for number, command in enumerate(commands):
-                _say(f"\n== {number + 1} of {len(commands)}: launch.bench {' '.join(command)}")
-                out = Path(folder) / f"{number}.json"
-                try:
-                    if code := _run([sys.executable, "-m", "launch.bench", *command, f"--json={out}"]):
-                        failed.append(f"launch.bench {' '.join(command)} (exit code {code})")
-                finally:
-                    if out.exists():
-                        facts = json.loads(out.read_text())
-                        parts[" ".join(command)] = facts["parts"]
-                        for row in facts["rows"]:
-                            rows.append(Row(row["part"], row["what"], row["rates"], row["limits"], row["unit"]))
-        finally:  # what was measured is not lost with what was not
-            finish(rows, parts, machine(), to_json, plot, _say)
-    if failed:
-        raise UserError(f"these failed, see above; the rest is as asked for: {'; '.join(failed)}")
-
-
-def _run(command: list[str]) -> int:
-    """Its exit code. An interrupt is passed on to it, and it gets the time to write what it has."""
-    process = subprocess.Popen(command)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        raise
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m launch.bench", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True, metavar=f"all|{'|'.join(PARTS)}|startup")
     every = commands.add_parser("all", help="the four parts below, one after another")
     step = commands.add_parser("step", help="the device's limits, a training step, and the step without DeepSpeed")
@@ -209,4 +155,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(run(main))

@@ -1,5 +1,10 @@
-"""What every command line shares: a mistake ends in one message and exit code 2, signal N in exit code 128 + N."""
+"""What every command line shares: a mistake ends in one message and exit code 2, signal N in exit code 128 + N.
 
+A command has `main(argv: list[str] | None = None) -> int`, argv being the words behind its name, and ends its file with
+`sys.exit(run(main))`.
+"""
+
+import argparse
 import ctypes
 import importlib
 import os
@@ -7,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from launch import failure
 from pipeline.errors import EXIT_CODE, UserError
@@ -16,19 +21,28 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OURS = ("pipeline", "models", "launch")  # a module of them that is missing is a bug
 
 
-def is_told(error: Exception) -> bool:
-    """Whether the text of `error` is all that a person needs: a mistake, or a file that is not as it must be."""
-    return isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None)
+class Parser(argparse.ArgumentParser):
+    """The words of a command. A mistake in them is told in one line, without the usage."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}. See --help")
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Run `main`. Under torchrun the first process of a machine tells the mistake that all make; a mistake that another
-    one makes alone, and the first error of several, are told by launch.torchrun when all have ended."""
-    code, under_torchrun = 0, "RANK" in os.environ
+def run(main: Callable[[], int], *, as_rank: bool = False) -> int:
+    """The exit code of `main`, or what its end means: a mistake is told in one message, an interrupt by what it says.
+
+    With `as_rank` the process may be a rank of torchrun's: the first one of a machine tells the mistake that all make;
+    one that another makes alone, and the first error of several, are told by launch.torchrun when all have ended. Then
+    the process ends here.
+    """
+    code, under_torchrun = 0, as_rank and "RANK" in os.environ
     if under_torchrun:
         _end_with_launcher()
     try:
-        main()
+        code = main()
         sys.stdout.flush()
     except Stopped as stopped:
         code = 128 + stopped.number
@@ -36,6 +50,8 @@ def run_command(main: Callable[[], None]) -> None:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         if under_torchrun:
             _die_of(number)
+        if isinstance(interrupt, Interrupted) and interrupt.says:
+            print(f"interrupted: {interrupt.says}", file=sys.stderr)
         code = 128 + number
     except BrokenPipeError:
         code = _unread()
@@ -50,13 +66,12 @@ def run_command(main: Callable[[], None]) -> None:
             print(f"error: {mistake}", file=sys.stderr, flush=True)
     if under_torchrun:
         _leave(code)
-    if code:
-        sys.exit(code)
+    return code
 
 
 def _mistake(error: Exception) -> str | None:
     """What to tell a person who can mend it; None for a bug, which keeps its traceback."""
-    if is_told(error):
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OURS:
         return f"{error}: {sys.executable} lacks it. Run make install, then .venv/bin/python"
@@ -100,11 +115,11 @@ class Stopped(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM, by number."""
+    """SIGINT or SIGTERM, by number; `says` what the same command would do."""
 
-    @property
-    def number(self) -> int:
-        return int(self.args[0])
+    def __init__(self, number: int, says: str = ""):
+        super().__init__(number)
+        self.number, self.says = number, says
 
 
 @contextmanager
@@ -115,7 +130,7 @@ def told_when_interrupted() -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         came.append(number)
-        _interrupt(number, frame)
+        _interrupt(number)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -127,33 +142,21 @@ def told_when_interrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_pool(module: str, work: Callable[[Any], int], interrupted_says: str) -> int:
-    """The exit code of `work(module)`, which keeps a pool of processes busy. A mistake is told in one message; SIGINT
-    and SIGTERM end the pool, once, and say what the same command would do."""
+@contextmanager
+def imported_for_pool(module: str, interrupted_says: str) -> Iterator[Any]:
+    """`module`, whose work keeps a pool of processes busy: SIGINT and SIGTERM end the pool, once, by Interrupted."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         loaded = importlib.import_module(module)
         for number in before:  # not sooner: NumPy's import makes an ImportError of an interrupt
-            signal.signal(number, _interrupt)
-        code = work(loaded)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        return _unread()
-    except Exception as error:
-        if (mistake := _mistake(error)) is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
-        return EXIT_CODE
-    except Interrupted as interrupted:
-        print(f"interrupted: {interrupted_says}", file=sys.stderr)
-        return 128 + interrupted.number
+            signal.signal(number, lambda number, _: _interrupt(number, interrupted_says))
+        yield loaded
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, _: Any) -> None:
+def _interrupt(number: int, says: str = "") -> NoReturn:
     for again in (signal.SIGINT, signal.SIGTERM):
         signal.signal(again, signal.SIG_IGN)  # the workers are stopping already
-    raise Interrupted(number)
+    raise Interrupted(number, says)

@@ -27,13 +27,13 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from launch.command import run_command
+from launch.command import Parser, run
 from launch.progress import meter
 from pipeline.errors import UserError
 
 
-def main() -> None:
-    words = _parser().parse_intermixed_args()  # settings may stand anywhere
+def main(argv: list[str] | None = None) -> int:
+    words = _parser().parse_intermixed_args(argv)  # settings may stand anywhere
     sources, changes = _sorted(words.sources, words.views)
     changes = [*_flags(words), *changes]
     from pipeline.evaluation import predictions
@@ -94,6 +94,7 @@ def main() -> None:
         _show(result, out.with_suffix(".png"), home, other_set)
 
     _score(found, outputs[0], index, finish)
+    return 0
 
 
 def _score(found, outputs, index, finish) -> None:
@@ -273,10 +274,8 @@ def _names(file: Path | None) -> tuple[str, ...] | None:
         raise UserError(f"--classes {file} cannot be read ({error})") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m launch.evaluate", description=__doc__)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="see above; settings, as data.resize_px=384, too")
     parser.add_argument("--views", default="centre,ten", help="see above (default: %(default)s)")
     parser.add_argument("--data", help="packed set, folder or URL, to score on (default: the run's data.validation)")
@@ -298,4 +297,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(run(main, as_rank=True))

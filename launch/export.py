@@ -8,22 +8,20 @@ network's name and settings, its classes in the order of the outputs, how images
 SOURCE is what launch.evaluate takes.
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from launch.command import run_command
+from launch.command import Parser, run
 from pipeline import hints
 from pipeline.errors import UserError
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m launch.export", description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="a run folder, a checkpoint's folder, torchvision:NAME, ...")
     parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write; OUT.json comes beside it")
     parser.add_argument("--best", action="store_true", help="the run's best checkpoint instead of its last one")
-    words = parser.parse_args()
+    words = parser.parse_args(argv)
     if words.out.suffix != ".safetensors":
         raise UserError(f"{words.out}: give a name that ends in .safetensors")
 
@@ -33,7 +31,8 @@ def main() -> None:
     beside, loading = export(classifier.read(words.source, [], words.best), words.out)
     print(f"{words.out} and {beside.name}\n{loading}")
     print(f"score it with: {hints.command('launch.evaluate', words.out, '--data', 'PACKED_SET')}")
+    return 0
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(run(main))

@@ -10,7 +10,6 @@ that cannot be decoded also go to quarantine.tsv, whose rows training leaves out
 do not count), 1 with errors, 2 for a mistake in the command.
 """
 
-import argparse
 import os
 import shlex
 import sys
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.command import run_pool
+from launch.command import Parser, imported_for_pool, run
 from launch.progress import meter
 from pipeline import hints
 from pipeline.errors import UserError
@@ -30,7 +29,7 @@ CLEAN, ERRORS = 0, 1
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
-    def work(linting: Any) -> int:
+    with imported_for_pool("pipeline.linting.lint", "run the same command again, it starts afresh") as linting:
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: give 1 or more")
         start_s = time.monotonic()
@@ -42,13 +41,9 @@ def main(argv: list[str] | None = None) -> int:
             _report(one)
         return ERRORS if any(one.report["counts"]["error"] for one in linted) else CLEAN
 
-    return run_pool("pipeline.linting.lint", work, "run the same command again, it starts afresh")
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.lint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m launch.lint", description=__doc__)
     parser.add_argument(
         "shards", metavar="SHARDS", nargs="+", help="a packed set's folder, a folder of .tar shards, a .tar, a glob"
     )
@@ -97,4 +92,4 @@ def _report(linted: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from launch.command import run_command
+from launch.command import run
 from pipeline.errors import UserError
 
 ELSEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # of documentation: behind the default route
@@ -30,7 +30,7 @@ class Link:
     address: str
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT") or "29400"
     if not host:
         raise UserError("MASTER_ADDR is not set. Give the name or address of one machine, the same on all")
@@ -52,6 +52,7 @@ def main() -> None:
     kept = [f"{name}={os.environ[name]}" for name in settings if name not in chosen]
     as_set = f"; as set: {', '.join(kept)}" if kept else ""
     print(f"network: {link.interface} ({link.address}) towards {host}{as_set}", file=sys.stderr)
+    return 0
 
 
 def link_towards(host: str) -> Link:
@@ -159,4 +160,4 @@ def _is_free(family: int, address: str, port: int) -> bool:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(run(main))

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch.command import run_pool
+from launch.command import Parser, imported_for_pool, run
 from launch.progress import meter
 from pipeline import hints
 from pipeline.errors import UserError
@@ -32,7 +32,8 @@ from pipeline.wording import counted
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
-    def work(pack: Any) -> int:
+    says = "run the same command again, it goes on with the shards that are there"
+    with imported_for_pool("pipeline.packing.pack", says) as pack:
         options = pack.Options(
             split=args.split,
             holdout=args.holdout,
@@ -52,17 +53,11 @@ def main(argv: list[str] | None = None) -> int:
             sources = [args.source, str(args.out), *args.more][:-1]
             raise UserError(_expanded(sys.argv[1:] if argv is None else argv, sources))
         _report(pack.pack(args.source, args.out, options, args.workers, _say, meter), args.out)
-        return 0
-
-    return run_pool(
-        "pipeline.packing.pack", work, "run the same command again, it goes on with the shards that are there"
-    )
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m launch.pack", description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="folder of images or archives, or .tar shards (URLs too)")
     parser.add_argument("out", metavar="OUT", type=Path, help="new folder for the packed sets")
     parser.add_argument("more", nargs="*", default=[], help=argparse.SUPPRESS)  # to say what is wrong with them
@@ -131,4 +126,4 @@ def _report(packed: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

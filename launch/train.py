@@ -5,10 +5,10 @@ what would happen, and starts nothing. Exit codes: 0 done; 2 a mistake, told in 
 N, after writing a checkpoint (130 by Ctrl-C, 138 by SIGUSR1, 143 by SIGTERM).
 """
 
-import argparse
+import sys
 from typing import TYPE_CHECKING
 
-from launch.command import Stopped, run_command
+from launch.command import Parser, Stopped, run
 from pipeline import hints
 from pipeline.config import Config, describe, load
 from pipeline.errors import UserError
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from pipeline.run_plan import RunPlan
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(
         prog="python -m launch.train",
         description=__doc__,
         epilog="keys, with their defaults:\n" + describe(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="a YAML file, for example configs/alexnet.yaml")
     parser.add_argument(
@@ -31,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="only check everything; exit code 2 if something is wrong")
     parser.add_argument("--processes", type=int, default=None, help="with --check: how many processes will be started")
-    words = parser.parse_intermixed_args()
+    words = parser.parse_intermixed_args(argv)
     if words.processes is not None and words.processes < 1:
         raise UserError(f"--processes {words.processes} must be at least 1")
     from pipeline.runtime import place, start
@@ -58,7 +57,7 @@ def main() -> None:
         )
         for change in plan.changes:
             print(f"changed since then: {change}")
-        return
+        return 0
 
     from pipeline import agreement
     from pipeline.run_lock import lock_run
@@ -73,13 +72,14 @@ def main() -> None:
         if plan.progress.step >= total:
             if runtime.is_main:
                 print(_finished(plan, total))
-            return
+            return 0
         if runtime.is_main and runtime.world > runtime.local_world:
             print(f"machines: {hosts}")  # speed/slowest_rank is one of these ranks
         with lock_run(plan, runtime):
             stopped_by = train(config, plan, runtime, here)
     if stopped_by:
         raise Stopped(stopped_by)
+    return 0
 
 
 def _finished(plan: "RunPlan", total: int) -> str:
@@ -105,4 +105,4 @@ def _try(config: Config, plan: "RunPlan") -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(run(main, as_rank=True))

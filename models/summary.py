@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 if __name__ == "__main__":
     import launch  # noqa: F401  # which says so in one line without the environment
@@ -91,7 +91,7 @@ def table(rows: Sequence[LayerSummary], num_parameters: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table of one network; a wrong name or setting ends with its message and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m models.summary", description="A network layer by layer.")
+    parser = _Parser(prog="python -m models.summary", description="A network layer by layer.")
     parser.add_argument("name", help=f"{', '.join(known_names())}, torchvision:NAME or package.module:factory")
     parser.add_argument("--image-px", type=int, default=224, help="side of the image (224)")
     parser.add_argument("--num-classes", type=int, default=1000, help="outputs of the last layer (1000)")
@@ -107,7 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             model = build(name, **settings)
         print(table(summarize(model, image_px), sum(weight.numel() for weight in model.parameters())))
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"error: {error}\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line without the usage, as launch.command has it."""
+        self.exit(2, f"error: {message.removeprefix('argument ')}. See --help\n")
 
 
 class _Trace:

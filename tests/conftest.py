@@ -3,7 +3,6 @@
 import io
 import os
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from launch.command import run_command
+from launch.command import run
 from pipeline import builds, runtime
 from pipeline.packing import indexing
 from pipeline.packing.scan import scan_shard
@@ -168,16 +167,12 @@ def alone() -> Iterator[Runtime]:
         yield started
 
 
-def called(main: Callable[[], None], *words: str | Path) -> subprocess.CompletedProcess:
+def called(main: Callable[[list[str]], int], *words: str | Path) -> subprocess.CompletedProcess:
     """A command's `main`, run here: its exit code and what it prints. For mistakes that are found before a group is
     joined; a new process that imports torch takes three seconds."""
-    told, errors, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told), redirect_stderr(errors):
-        patch.setattr(sys, "argv", ["command", *map(str, words)])
-        try:
-            run_command(main)
-        except SystemExit as left:
-            code = int(left.code or 0)
+    told, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(told), redirect_stderr(errors):
+        code = run(lambda: main([*map(str, words)]))
     return subprocess.CompletedProcess(words, code, told.getvalue(), errors.getvalue())
 
 

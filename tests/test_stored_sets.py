@@ -75,8 +75,7 @@ def test_a_stored_run_has_the_scores_it_had(tmp_path, monkeypatch):
     shutil.copytree(STORED, tmp_path / "stored")
     monkeypatch.chdir(tmp_path / "stored")
     words = "evaluate run-true --data validation --best --views centre,ten --save-predictions new.csv tracking=none"
-    monkeypatch.setattr("sys.argv", words.split())
-    evaluate.main()
+    assert evaluate.main(words.split()[1:]) == 0
     then, now = (json.loads(Path(name).read_text()) for name in ("evaluation.json", "run-true/evaluation.json"))
     for same in ("num_samples", "num_scored", "data_fingerprint", "networks"):
         assert now[same] == then[same]

@@ -73,7 +73,7 @@ if not sys.argv[1]:
     if not any(found for folder in nvidia.__path__ for found in Path(folder).rglob("libnvjpeg.so.13")):
         sys.exit("error: there is no libnvjpeg.so.13 beside DALI, so that the CPU would decode: add the package nvidia-nvjpeg")
 from pipeline.versions import versions
-from tests.benchmarks.loader import machine
+from pipeline.bench.machine import machine
 facts = machine() | versions()
 open(sys.argv[2], "w").write(json.dumps(facts, indent=1))
 print("\n".join(f"{name}: {value}" for name, value in facts.items()))
@@ -118,15 +118,15 @@ first() {
   local one failed=0
   local hardware=,ours_on_cpu,ours_hardware0,ours_hardware50,ours_hardware100
   [ -n "${CPU:-}" ] && hardware=
-  limited kernels "$PYTHON" -m tests.benchmarks.kernels --network alexnet_2012 --batch "${BATCHES:-128}" || failed=1
-  limited kernels "$PYTHON" -m tests.benchmarks.kernels --network vgg16 --batch "${BATCHES:-64}" || failed=1
+  limited kernels "$PYTHON" -m pipeline.bench.kernels --network alexnet_2012 --batch "${BATCHES:-128}" || failed=1
+  limited kernels "$PYTHON" -m pipeline.bench.kernels --network vgg16 --batch "${BATCHES:-64}" || failed=1
   contest loader first --batch "${BATCHES:-256}" --contestants \
     "ours,ours_raw256,ours_whole$hardware,limit_dali" || failed=1
   for one in alexnet_2012:128 vgg16:64; do
     bench "first-${one%:*}" step --networks "${one%:*}" --batches "${BATCHES:-${one#*:}}" --compile --alternatives \
       --rounds "${ROUNDS:-3}" --min-turn-s 0.3 --json "$OUT/first-${one%:*}.json" || failed=1
   done
-  limited saving "$PYTHON" -m tests.benchmarks.saving --network vgg16 --folder "$WORK" || failed=1
+  limited saving "$PYTHON" -m pipeline.bench.saving --network vgg16 --folder "$WORK" || failed=1
   return $failed
 }
 decoding() {

@@ -20,6 +20,7 @@ import torch
 
 from models.build import build
 from pipeline import engine, network, optim
+from pipeline.bench.trainers.ours import steps as stepping
 from pipeline.config import Config, Data, parse
 from pipeline.data import quarantine
 from pipeline.data.crops import whole
@@ -33,7 +34,6 @@ from pipeline.data.storage.reader import Reader
 from pipeline.evaluation.evaluate import ScoredModel, evaluate
 from pipeline.runtime import Place, Runtime, seed_everything
 from tests.benchmarks.decoding import DAMAGES, LOADS, Told
-from tests.benchmarks.trainers.ours import steps as stepping
 from tests.conftest import group_on, write_set
 
 ROOT = Path(__file__).parents[2]

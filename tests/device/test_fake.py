@@ -29,6 +29,7 @@ from models import alexnet
 from models.build import build, known_names
 from models.dense import Dense
 from pipeline import engine, optim
+from pipeline.bench.trainers.ours import NeverStopped
 from pipeline.config import Config, Data, parse
 from pipeline.data.loader import Batch, WholeImages, _upload
 from pipeline.data.output import Output
@@ -38,7 +39,6 @@ from pipeline.evaluation.outcomes import Accumulator
 from pipeline.runtime import Runtime
 from pipeline.train import take_step
 from pipeline.whereabouts import Whereabouts
-from tests.benchmarks.trainers.ours import NeverStopped
 
 CUDA = torch.device("cuda", 0)
 TORCHVISION = "torchvision:resnet18"  # no features, avgpool, classifier: no dense form

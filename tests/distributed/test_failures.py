@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 STUCK = """
 import os, signal, sys, time
 import torch, torch.distributed as dist
-from launch.command import run_command
+from launch.command import run
 from pipeline.errors import UserError
 from pipeline.runtime import StopRequest, start
 
@@ -37,13 +37,13 @@ def main():
         if runtime.rank == machines[machine][0]:
             dist.distributed_c10d._get_default_store().wait(["never"])
         dist.all_reduce(torch.ones(1), group=groups[machine])
-run_command(main)
+run(lambda: main() or 0, as_rank=True)
 """
 # After SIGTERM both ranks take longer to write than a failed job is left, rank 1 longest.
 SLOW_TO_STOP = """
 import os, sys, time
 from pathlib import Path
-from launch.command import Stopped, run_command
+from launch.command import Stopped, run
 from pipeline.runtime import StopRequest, start
 
 def main():
@@ -57,7 +57,7 @@ def main():
         Path(sys.argv[1], f"written-{runtime.rank}").touch()
         stop.close()
         raise Stopped(stop.signal)
-run_command(main)
+run(lambda: main() or 0, as_rank=True)
 """
 
 
@@ -150,7 +150,7 @@ def test_all_machines_start_again_after_a_failure(tmp_path):
 # Rank 1 is done at once, as in a scoring whose result rank 0 writes.
 ONE_IS_DONE = """
 import sys, time
-from launch.command import run_command
+from launch.command import run
 from pipeline.runtime import start
 
 def main():
@@ -160,7 +160,7 @@ def main():
         open(sys.argv[1], "w").close()
         time.sleep(float(sys.argv[2]))
         raise OSError("the disk is full")
-run_command(main)
+run(lambda: main() or 0, as_rank=True)
 """
 
 

@@ -14,7 +14,7 @@ STEPS = """
 import os, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
-from launch.command import Stopped, run_command
+from launch.command import Stopped, run
 from pipeline.runtime import StopRequest, start
 from pipeline.whereabouts import COMPUTE, DATA, Whereabouts
 
@@ -31,7 +31,7 @@ def main():
             dist.all_reduce(torch.ones(1))
             (folder / f"pid-{runtime.rank}").write_text(str(os.getpid()))
         raise Stopped(stop.signal)
-run_command(main)
+run(lambda: main() or 0, as_rank=True)
 """
 
 

@@ -1,5 +1,6 @@
 """What a mistake looks like: under torchrun too, whichever process makes it."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -7,17 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import called, refused
 
 ROOT = Path(__file__).parents[2]
 MISTAKE = """
 import os, time
-from launch.command import run_command
+from launch.command import run
 from pipeline.errors import UserError
 def main():
     if os.environ["RANK"] in {ranks}:
         raise UserError("shard-7.tar cannot be opened")
     time.sleep(60)
-run_command(main)
+run(lambda: main() or 0, as_rank=True)
 """
 
 
@@ -93,3 +95,30 @@ def test_a_package_that_is_missing_is_told_in_one_message(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: no torch: ")
     assert done.stderr.endswith("Run make install, then .venv/bin/python\n")
+
+
+COMMANDS = ["pack", "lint", "train", "evaluate", "export", "bench", "draw"]
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "told"),
+    [
+        ("pack", ["a", "b", "--workers", "x"], "--workers: invalid int value: 'x'"),
+        ("lint", ["a", "--workers", "1.5"], "--workers: invalid int value: '1.5'"),
+        ("train", ["a.yaml", "--processes", "two"], "--processes: invalid int value: 'two'"),
+        ("evaluate", ["a", "--micro-batch", "x"], "--micro-batch: invalid int value: 'x'"),
+        ("export", ["a"], "the following arguments are required: OUT.safetensors"),
+        ("bench", ["step", "--rounds", "x"], "--rounds: invalid int value: 'x'"),
+        ("draw", ["a", "--tarin", "1"], "unrecognized arguments: --tarin 1"),
+    ],
+)
+def test_an_ill_typed_option_is_told_in_one_line(module, words, told):
+    main = importlib.import_module(f"launch.{module}").main
+    assert refused(called(main, *words)) == f"error: {told}. See --help\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_is_run_by_its_path_says_how(name):
+    done = subprocess.run([sys.executable, f"launch/{name}.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: launch/{name}.py is not run by its path: run it as python -m launch.{name}\n"

@@ -332,7 +332,7 @@ def test_mistake_in_words(config, words, reason):
 def test_only_the_config_is_required():
     ended = python("-m", "launch.train")
     assert ended.returncode == 2
-    assert ended.stderr.endswith("error: the following arguments are required: config\n")
+    assert ended.stderr == "error: the following arguments are required: config. See --help\n"
 
 
 def test_missing_config_file(tmp_path):

@@ -19,6 +19,7 @@ from PIL import Image
 
 from launch import lint as command
 from launch import pack, progress
+from launch.command import run
 from pipeline import hints
 from pipeline.data import index, quarantine
 from pipeline.linting import classes, decode, repeats
@@ -407,7 +408,7 @@ def test_plain_progress_is_a_line_now_and_then(monkeypatch, capsys):
 def test_a_mistake_is_refused_by_name(tmp_path, monkeypatch, capsys, prepare, words, told):
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert command.main(words) == 2
+    assert run(lambda: command.main(words)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert told in said

@@ -307,9 +307,13 @@ def test_command_line_tells_what_lies_outside_of_layers(capsys):
         (["vgg16", "--groups", "2"], "model vgg16 has no setting groups"),
         (["alexnet", "--image-px", "62"], "the smallest size that works is 63 px"),
         (["vgg17"], "Did you mean"),
+        (["vgg16", "--width", "x"], "error: --width: invalid float value: 'x'. See --help"),
     ],
 )
 def test_command_line_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1

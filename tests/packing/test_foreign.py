@@ -39,21 +39,17 @@ def write(path: Path, samples: list[dict]) -> Path:
 
 
 def pack(*words) -> str:
-    done = called(lambda: exit_with(command.main([*map(str, words), "--workers", "1"])))
+    done = called(command.main, *words, "--workers", "1")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def refused(*words) -> str:
-    done = called(lambda: exit_with(command.main([*map(str, words), "--workers", "1"])))
+    done = called(command.main, *words, "--workers", "1")
     assert done.returncode == 2, done.stdout
     assert done.stderr.count("\n") == 1
     assert len(done.stderr) < 900
     return done.stderr
-
-
-def exit_with(code: int) -> None:
-    raise SystemExit(code)
 
 
 def check_colours(folder: Path, count: int, names=("0", "1", "2", "3", "4")) -> index.Index:

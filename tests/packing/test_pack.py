@@ -20,6 +20,7 @@ from PIL import Image
 
 from launch import pack as command
 from launch.command import Interrupted
+from launch.command import run as launched
 from pipeline import workers
 from pipeline.data import index
 from pipeline.packing import indexing, staging
@@ -50,11 +51,12 @@ def photos(folder: Path, per_class=6, **classes) -> Path:
 
 
 def run(*words, code=0, workers=1) -> None:
-    assert command.main([*map(str, words), "--workers", str(workers)]) == code
+    words = (*map(str, words), "--workers", str(workers))
+    assert launched(lambda: command.main([*words])) == code
 
 
-def refused(capsys, *words) -> str:
-    run(*words, code=2)
+def refused(capsys, *words, workers=1) -> str:
+    run(*words, code=2, workers=workers)
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -353,8 +355,7 @@ class TestOut:
         assert "--holdout takes from train" in refused(capsys, tmp_path / "photos", tmp_path / "out", "--holdout", 0.1)
 
     def test_bad_workers(self, tmp_path, capsys):
-        assert command.main([str(photos(tmp_path / "photos")), str(tmp_path / "out"), "--workers", "0"]) == 2
-        assert "--workers 0" in capsys.readouterr().err
+        assert "--workers 0" in refused(capsys, photos(tmp_path / "photos"), tmp_path / "out", workers=0)
 
 
 class TestInterrupted:

@@ -7,7 +7,7 @@ itself, once, at the start.
 from collections.abc import Iterator
 from typing import Any
 
-from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter
 
 PREFETCH = 2
 

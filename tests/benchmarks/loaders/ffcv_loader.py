@@ -1,7 +1,7 @@
 """FFCV over a .beton file, JPEG or raw, in FFCV's own Python: crop, flip and normalisation compiled, RANDOM order, the
 file in the operating system's cache. NormalizeImage runs on all threads; the permuted view is not copied."""
 
-from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter, epoch_of, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter, epoch_of, versions
 
 AHEAD = 3  # FFCV's default
 

@@ -1,6 +1,6 @@
 """Writes class folders as one .beton file; run with FFCV's Python:
 
-    PYTHON -m tests.benchmarks.loaders.ffcv_write IMAGES OUT.beton jpeg|raw
+    PYTHON ffcv_write.py IMAGES OUT.beton jpeg|raw
 
 jpeg: the files' own bytes (FFCV would encode them again), so that all contestants decode the same. raw: short side 256,
 central square, as `launch.pack --raw 256` stores them.

@@ -5,7 +5,7 @@ With its prefetcher, which on the CPU too was faster: the workers send uint8, an
 
 from typing import Any
 
-from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
 
 PREFETCH = 2  # batches a worker: torch's default, which timm leaves as it is
 

@@ -1,6 +1,6 @@
 """torchvision as its references have it: ImageFolder, PIL, RandomResizedCrop, DataLoader processes."""
 
-from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
 
 PREFETCH = 2  # batches a worker
 

@@ -1,6 +1,6 @@
 """torchvision's newer way: decode_image to a uint8 tensor, v2 transforms, DataLoader processes."""
 
-from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
 
 PREFETCH = 2  # batches a worker
 

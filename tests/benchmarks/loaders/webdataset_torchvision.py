@@ -1,7 +1,7 @@
 """webdataset as its documentation has it: shards drawn anew without end, a shuffle buffer, PIL, torchvision's
 transforms, batches made in the workers, WebLoader."""
 
-from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter, versions
 
 PREFETCH = 2  # batches a worker
 SHUFFLE = 1000

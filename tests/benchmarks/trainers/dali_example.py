@@ -2,9 +2,9 @@
 
 import torch
 
-from tests.benchmarks.contest import Entry, Task, enter
+from pipeline.bench.contestant import Entry, Task, enter
+from pipeline.bench.trainers.loop import over
 from tests.benchmarks.loaders import dali_reader
-from tests.benchmarks.trainers.loop import over
 
 
 def start(task: Task) -> Entry:

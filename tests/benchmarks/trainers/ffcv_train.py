@@ -3,9 +3,9 @@ also normalises there, with CuPy; here the CPU's threads do."""
 
 import torch
 
-from tests.benchmarks.contest import Entry, Task, enter
+from pipeline.bench.contestant import Entry, Task, enter
+from pipeline.bench.trainers.loop import over
 from tests.benchmarks.loaders import ffcv_loader
-from tests.benchmarks.trainers.loop import over
 
 
 def start(task: Task) -> Entry:

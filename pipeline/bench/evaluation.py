@@ -15,6 +15,8 @@ import torch
 
 from models.build import build
 from models.dense import Dense
+from pipeline.bench.arguments import require_count, require_network
+from pipeline.bench.rows import Row, spread
 from pipeline.config import Config, parse
 from pipeline.data.index import COLUMNS, Index, load
 from pipeline.data.loader import eval_batches
@@ -22,8 +24,6 @@ from pipeline.data.output import Output
 from pipeline.evaluation.evaluate import ROWS_ON_CPU, ROWS_ON_GPU, ScoredModel, evaluate
 from pipeline.runtime import Runtime, start
 from pipeline.views import view_crops
-from tests.benchmarks.asked import require_count, require_network
-from tests.benchmarks.rows import Row, spread
 
 OURS, FORWARD, DECODING = "ours", "network alone", "decoding alone"
 

@@ -94,6 +94,6 @@ def finish(
     if plot and not rows:
         say(f"{plot} is not drawn: nothing ran beside a limit of its own")
     elif plot:
-        from tests.benchmarks.plot import bars
+        from pipeline.bench.plot import bars
 
         bars([row.facts() for row in rows], machine, plot)

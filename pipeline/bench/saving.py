@@ -1,4 +1,4 @@
-"""Seconds that a checkpoint stops training and takes in all: python -m tests.benchmarks.saving --network vgg16
+"""Seconds that a checkpoint stops training and takes in all: python -m pipeline.bench.saving --network vgg16
 
 On the disk of the folder that --folder names (default: the system's for temporary files).
 """
@@ -12,10 +12,10 @@ import torch
 
 from models.build import build
 from pipeline import checkpoint_writer, engine, optim
+from pipeline.bench.trainers.ours import NUM_CLASSES
+from pipeline.bench.turns import config_of
 from pipeline.checkpoint import Progress
 from pipeline.runtime import seed_everything, start
-from tests.benchmarks.step import _config
-from tests.benchmarks.trainers.ours import NUM_CLASSES
 
 TIMES = 3
 
@@ -27,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     seed_everything(0)
     with start() as runtime, tempfile.TemporaryDirectory(dir=args.folder) as run:
-        config = _config(args.network, 8, False)
+        config = config_of(args.network, 8, False)
         model = build(args.network, NUM_CLASSES).to(runtime.device).train()
         built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
         for parameter in model.parameters():

@@ -14,81 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 START_LIMIT_S = 600.0
 TURN_LIMIT_S = 600.0
 NO_ROUND = "no whole round before the cut"
-
-
-class Contestant(NamedTuple):
-    """The module in tests/benchmarks, the form of the photos that it reads, its settings, and where it can run.
-
-    `limit` names the contestant that does only what this one cannot do without; of several the smallest counts.
-    """
-
-    module: str
-    form: str
-    settings: tuple[str, ...] = ()
-    in_ffcv: bool = False
-    gpu_alone: bool = False
-    limits: tuple[str, ...] = ()
-
-    @property
-    def is_limit(self) -> bool:
-        return ".limit" in self.module
-
-
-REFERENCE = "ours"
-HARDWARE_SHARES = (0, 50, 80, 100)  # percent; the default is 65
-
-
-def _ours(module: str, limits: Callable[[str], tuple[str, ...]]) -> dict[str, Contestant]:
-    """Ours in each storage form, and with each way of decoding that a GPU offers."""
-    forms = {"": "packed", "_short256": "packed_short256", "_raw256": "packed_raw256"}
-    found = {f"ours{end}": Contestant(module, form, limits=limits(end)) for end, form in forms.items()}
-    ways = {"whole": "data.decode_whole=true", "on_cpu": "data.decoder=cpu"}
-    ways |= {f"hardware{share}": f"data.hw_decoder_load={share / 100}" for share in HARDWARE_SHARES}
-    for end, setting in ways.items():
-        found[f"ours_{end}"] = Contestant(module, "packed", (setting,), gpu_alone=end != "whole", limits=limits(""))
-    return found
-
-
-_EAGER = ("train.compile=false",)
-_DECODING = {
-    "limit_dali": Contestant("loaders.limit_dali", "packed"),
-    "limit_dali_whole": Contestant("loaders.limit_dali", "packed", ("data.decode_whole=true",)),
-    "limit_dali_short256": Contestant("loaders.limit_dali", "packed_short256"),
-    "limit_dali_raw256": Contestant("loaders.limit_dali", "packed_raw256", gpu_alone=True),
-}
-LOADERS = {
-    **_ours("loaders.ours", lambda end: (f"limit_dali{end}",)),
-    "dali_reader": Contestant("loaders.dali_reader", "packed"),
-    "torchvision_folder": Contestant("loaders.torchvision_folder", "images"),
-    "torchvision_v2": Contestant("loaders.torchvision_v2", "images"),
-    "webdataset_torchvision": Contestant("loaders.webdataset_torchvision", "packed"),
-    "timm_loader": Contestant("loaders.timm_loader", "images"),
-    "ffcv_jpeg": Contestant("loaders.ffcv_loader", "ffcv_jpeg", in_ffcv=True),
-    "ffcv_raw": Contestant("loaders.ffcv_loader", "ffcv_raw", in_ffcv=True),
-    **_DECODING,
-    "limit_simplejpeg": Contestant("loaders.limit_simplejpeg", "images"),
-    "limit_opencv": Contestant("loaders.limit_opencv", "images"),
-    "limit_torchvision": Contestant("loaders.limit_torchvision", "images"),
-}
-TRAINERS = {
-    **_ours("trainers.ours", lambda end: ("limit_step", f"limit_dali{end}")),
-    "torchvision_reference": Contestant("trainers.torchvision_reference", "images"),
-    "timm_train": Contestant("trainers.timm_train", "images"),
-    "dali_example": Contestant("trainers.dali_example", "packed"),
-    "ffcv_jpeg": Contestant("trainers.ffcv_train", "ffcv_jpeg", in_ffcv=True),
-    "ffcv_raw": Contestant("trainers.ffcv_train", "ffcv_raw", in_ffcv=True),
-    "ours_eager": Contestant(
-        "trainers.ours", "packed", _EAGER, gpu_alone=True, limits=("limit_step_eager", "limit_dali")
-    ),
-    "limit_step": Contestant("trainers.limit_step", "packed"),
-    "limit_step_eager": Contestant("trainers.limit_step", "packed", _EAGER, gpu_alone=True),
-    **_DECODING,
-}
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tests.benchmarks.contest import Entry, Task, enter
-from tests.benchmarks.loaders.limit import pool
+from pipeline.bench.contestant import Entry, Task, enter
+from pipeline.bench.loaders.limit import pool
 
 
 def start(task: Task) -> Entry:

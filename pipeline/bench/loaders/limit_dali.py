@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.bench.contestant import SEED, Entry, Task, enter
+from pipeline.bench.loaders.ours import task_of
 from pipeline.data.decoding import dali as ours
 from pipeline.data.decoding.safe import Safe
 from pipeline.data.decoding.screen import Screen
@@ -16,8 +18,6 @@ from pipeline.data.fields import Labels
 from pipeline.data.loader import train_requests
 from pipeline.data.order import rank_part
 from pipeline.data.source import Source
-from tests.benchmarks.contest import SEED, Entry, Task, enter
-from tests.benchmarks.loaders.ours import task_of
 
 NUM_REQUESTS = 32  # at most
 

@@ -2,7 +2,7 @@
 
 In: `start(task)` of a contestant, which gives an `Entry`. Out: a process that answers "go N" on its standard input with
 {"images": n, "seconds": s} on its standard output, until that input ends. Only the standard library and torch are
-imported, since FFCV lives in an environment of its own. See README.md for the rules.
+imported, since FFCV lives in an environment of its own. See tests/benchmarks/README.md for the rules.
 """
 
 import argparse

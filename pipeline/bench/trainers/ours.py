@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from pipeline import engine, network, optim
+from pipeline.bench.contestant import SEED, Entry, Task, enter, versions
+from pipeline.bench.loaders.ours import config_of
 from pipeline.config import Config
 from pipeline.data.index import load
 from pipeline.data.loader import Batch, order_of, train_batches
@@ -16,8 +18,6 @@ from pipeline.runtime import start as start_runtime
 from pipeline.stopwatch import Stopwatch
 from pipeline.train import take_step
 from pipeline.whereabouts import Whereabouts
-from tests.benchmarks.contest import SEED, Entry, Task, enter, versions
-from tests.benchmarks.loaders.ours import config_of
 
 NUM_CLASSES = 1000
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.bench.surroundings import environment
 from pipeline.data.manifest import VERSION, Shard
 from pipeline.packing import indexing
-from tests.benchmarks.prepare import ROOT
 
 NUM_SAMPLES, NUM_CLASSES, PER_SHARD = 1_281_167, 1000, 1000
 GLOBAL_BATCH = 256
@@ -154,13 +154,12 @@ def index_tars(source: Path, out: Path) -> dict[str, float]:
 def child(name: str, folder: Path) -> dict[str, float]:
     """Figures of one measurement in a process of its own."""
     start = time.time()
-    words = [sys.executable, "-m", "tests.benchmarks.startup_child", name, str(folder.absolute()), str(start)]
+    words = [sys.executable, "-m", "pipeline.bench.startup_child", name, str(folder.absolute()), str(start)]
     return json.loads(_run(words).splitlines()[-1])
 
 
 def _run(words: list[str]) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -6,27 +6,18 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from conftest import called, jpeg, photo, refused
 
 from launch import bench as command
-from tests.benchmarks import evaluation, step
-from tests.benchmarks.rounds import NO_ROUND, Process, race
-from tests.benchmarks.rows import Row, table
-from tests.benchmarks.short_log import shortened
+from pipeline.bench import contest, field
+from pipeline.bench.race import NO_ROUND
+from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-# Answers as a contestant does; leaves in its second counted turn if told so.
-FAKE = """
-import json, sys
-print(json.dumps({"versions": "fake 1"}), flush=True)
-for turn, line in enumerate(sys.stdin):
-    if turn == int(sys.argv[1]):
-        sys.exit("had enough")
-    print(json.dumps({"images": int(line.split()[1]), "seconds": 0.5}), flush=True)
-"""
 
 
 def bench(*words: str) -> subprocess.CompletedProcess:
@@ -126,67 +117,6 @@ def test_steps_are_measured_against_a_bare_loop(tmp_path):
     assert [row["part"] for row in facts["rows"]] == ["step", "engine"]
 
 
-def test_a_row_is_a_share_of_its_smallest_limit():
-    row = Row("train", "ours", [8.0, 9.0, 10.0], {"step": [20.0, 10.0, 20.0], "decoding": [16.0, 18.0, 5.0]})
-    assert row.bottleneck == "decoding"
-    assert row.share == 9 / 16
-    assert row.ratios == [0.5, 0.9, 2.0]
-    assert table([row]).splitlines()[-1].endswith("| 0.56 | 0.90 (0.50..2.00) | decoding |")
-
-
-def test_a_picture_of_runs(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    points = [{"step": n, "epoch": n / 2, "train/top1_error": 1 / n} for n in (1, 2, 3)]
-    points += [{"step": 2, "epoch": 1.0, "eval/centre/top1_error": 0.4}]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-    picture = tmp_path / "curves.png"
-    command = [sys.executable, "-m", "tests.benchmarks.plot", "curves", str(run), str(picture)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    command[-2] = str(tmp_path)
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert "is no run folder" in refused(ended)
-
-
-def test_one_that_ends_is_left_out_with_its_last_words(tmp_path):
-    def begin(name: str, turns: int) -> Process:
-        return Process([sys.executable, "-c", FAKE, str(turns)], dict(os.environ), ROOT, tmp_path / name)
-
-    results, num_rounds = race(
-        {name: partial(begin, name, turns) for name, turns in (("stays", 99), ("leaves", 2))}, 3, 10, 1, print
-    )
-    assert num_rounds == 3
-    assert results["stays"].rates == [40, 40, 40]  # the first turn told that 20 images take a second
-    assert results["stays"].versions == "fake 1"
-    assert results["leaves"].failed == "ended: had enough"
-    assert len(results["leaves"].rates) == 1
-
-
-def test_a_race_that_is_cut_keeps_its_whole_rounds(tmp_path):
-    begun: list[Process] = []
-
-    def begin(name: str) -> Process:
-        begun.append(Process([sys.executable, "-c", FAKE, "99"], dict(os.environ), ROOT, tmp_path / name))
-        if name == "last":
-            turn = begun[-1].turn
-            turns = iter(range(99))
-            begun[-1].turn = lambda number: interrupt() if next(turns) == cut_at else turn(number)  # type: ignore[method-assign]
-        return begun[-1]
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    names = ("first", "last")
-    cut_at = 3  # its third counted turn
-    results, num_rounds = race({name: partial(begin, name) for name in names}, 5, 10, 1, print)
-    assert (num_rounds, [len(results[name].rates) for name in names]) == (2, [2, 2])
-    assert all(process.process.returncode is not None for process in begun)
-    cut_at = 0  # before anything counts
-    results, num_rounds = race({name: partial(begin, name) for name in names}, 5, 10, 1, print)
-    assert (num_rounds, {results[name].failed for name in names}) == (0, {NO_ROUND})
-
-
 def cut(signal_number: int, words: list[str], line: str) -> tuple[int, str]:
     """Exit code and output of `launch.bench WORDS`, sent that signal once it has said `line`."""
     command = [sys.executable, "-m", "launch.bench", *words]
@@ -227,51 +157,6 @@ def test_a_contest_that_is_cut_tells_what_it_has(photos, tmp_path):
     assert json.loads(out.read_text())["parts"]["loader"]["cut"] == "original: cut after 0 of 1000 rounds"
 
 
-def test_steps_and_views_that_are_cut_tell_what_they_have(monkeypatch, tmp_path, held_out):
-    def interrupted_in(number: int):
-        """A clock that is interrupted when it is asked to time a turn for the so manieth time."""
-        calls = iter(range(10**6))
-
-        def seconds(turn, runtime) -> float:
-            if next(calls) == number:
-                raise KeyboardInterrupt
-            return 0.5
-
-        return seconds
-
-    work = {name: step.Turn(lambda: None, 4) for name in (step.OURS, step.BARE)}
-    monkeypatch.setattr(
-        step, "_limits", lambda *_: {"matrix product": (lambda: None, 1e9), "memory copy": (lambda: None, 1e9)}
-    )
-    monkeypatch.setattr(step, "_turns", lambda *_: work)
-    monkeypatch.setattr(step, "_seconds", interrupted_in(4 * 3 + 2 * 4 + 1))  # in the third round
-    said: list[str] = []
-    rows, facts = step.measure(step.Steps(("alexnet", "alexnet_2012"), batches=(4, 5), rounds=3), said.append)
-    assert [row.part for row in rows] == ["step", "engine"]
-    assert {len(rates) for rates in facts["networks"]["alexnet"]["rates"][4].values()} == {2}
-    assert facts["cut"] == "alexnet, 4 images: cut after 2 of 3 rounds"
-    assert [line for line in said if NO_ROUND in line] == [
-        f"alexnet, 5 images: {NO_ROUND}",
-        f"alexnet_2012: {NO_ROUND}",
-    ]
-
-    monkeypatch.setattr(evaluation, "_turns", lambda *_: dict.fromkeys(("ours", "network alone", "decoding alone")))
-    wanted = evaluation.Race(str(held_out), views=("centre", "ten"), rounds=3, images=3)
-    for number, of_rounds, num_rows in ((6 * 2 + 1, 1, 2), (1, 0, 0)):
-        monkeypatch.setattr(evaluation, "_timed", interrupted_in(number))
-        rows, facts = evaluation.measure(wanted, said.append)
-        assert len(rows) == num_rows
-        assert said[-1] == facts["cut"] == f"alexnet: cut after {of_rounds} of 3 rounds"
-
-
-def test_a_log_keeps_few_of_a_warning_and_all_of_a_table():
-    lines = ["| a | 1 |\n", *(f"[dali.cc:{n}] Warning: image {n} is odd\n" for n in range(9)), "step 1\n", "step 2\n"]
-    kept = list(shortened(lines))
-    assert kept == [*lines[:4], *lines[-2:], "(6 lines left out: repeated warnings, or too much for a log)\n"]
-    kept = list(shortened(["x\n"] * 99 + ["| warn |\n"] * 9, most_bytes=10))
-    assert kept[:-1] == ["x\n"] * 6 + ["| warn |\n"] * 9
-
-
 def test_what_makes_no_sense_is_refused(photos, tmp_path, monkeypatch):
     for name, value in command.KEEP_MEMORY.items():
         monkeypatch.setenv(name, value)  # else it starts itself anew with them
@@ -290,3 +175,22 @@ def test_what_makes_no_sense_is_refused(photos, tmp_path, monkeypatch):
     assert "is no picture's name" in refused(bench("all", *given, "--plot", str(tmp_path / "all.xyz")))
     (tmp_path / "empty").mkdir()
     assert "no class folders" in refused(bench("loader", "--photos", str(tmp_path / "empty")))
+
+
+def test_without_the_peers_scripts_ours_and_the_limits_run(photos, tmp_path, monkeypatch):
+    """As in an installed package, which has no tests."""
+    monkeypatch.setattr(field, "PEERS", tmp_path / "nowhere")
+    asked = {"photos": photos, "work": tmp_path / "work"}
+    for kind in ("loader", "train"):
+        names = contest.Contest(kind, **asked).field()
+        assert "ours" in names
+        assert all(name.startswith(("ours", "limit_")) for name in names)
+    with pytest.raises(UserError, match=f"--contestants timm_loader: there is no {tmp_path}/nowhere/loaders/timm_load"):
+        contest.Contest("loader", contestants=("ours", "timm_loader"), **asked)
+
+
+def test_each_contestant_is_a_program_that_is_here():
+    for contestants in field.FIELDS.values():
+        for one in contestants.values():
+            assert one.is_here
+            assert one.script or find_spec(one.command[-1])

@@ -1,31 +1,28 @@
 """`launch.bench loader` and `launch.bench train`: our speed against our peers and our limits, as ratios within one run.
 
-In: a folder of photos. Out: Markdown tables, one a size of photos, and all turns as JSON. Rules: README.md.
+In: a folder of photos. Out: Markdown tables, one a size of photos, and all turns as JSON. The rules are in
+tests/benchmarks/README.md.
 """
 
-import os
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
+from pipeline.bench.arguments import require_count, require_network
+from pipeline.bench.contestant import Task, words
+from pipeline.bench.field import FIELDS, REFERENCE, Contestant
+from pipeline.bench.forms import SIZES, NotPrepared, claim, class_folders, prepare
+from pipeline.bench.machine import device
+from pipeline.bench.race import NO_ROUND, Process, Result, race
+from pipeline.bench.rows import Row
+from pipeline.bench.surroundings import ROOT, environment
 from pipeline.errors import UserError
-from pipeline.runtime import has_gpu
-from tests.benchmarks.asked import require_count, require_network
-from tests.benchmarks.contest import Task, words
-from tests.benchmarks.prepare import ROOT, SIZES, NotPrepared, claim, class_folders, prepare
-from tests.benchmarks.rounds import LOADERS, NO_ROUND, REFERENCE, TRAINERS, Contestant, Process, Result, race
-from tests.benchmarks.rows import Row
 
 MIN_TURN_S = 1.0
 USUAL_BATCH = {"cuda": {"alexnet": 512, "vgg": 64}, "cpu": {"alexnet": 32, "vgg": 8}}
-FIELDS = {"loader": LOADERS, "train": TRAINERS}
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,12 @@ class Contest:
             for name in given:
                 if name not in known:
                     raise UserError(f"{flag}: there is no '{name}'. Choose among {', '.join(known)}")
+        for name in self.contestants:
+            if not (contestant := FIELDS[self.kind][name]).is_here:
+                raise UserError(
+                    f"--contestants {name}: there is no {contestant.script}; an installed package has only ours and "
+                    f"the limits. Run launch.bench from a checkout of the repository, or leave {name} out"
+                )
         require_network("--model", self.model)
         for name in ("rounds", "images", "cores", "batch"):
             number = getattr(self, name)
@@ -76,11 +79,8 @@ class Contest:
         known = FIELDS[self.kind]
         if self.contestants:
             return {name: known[name] for name in self.contestants}
-        return {name: one for name, one in known.items() if device() == "cuda" or not one.gpu_alone}
-
-
-def device() -> str:
-    return "cuda" if has_gpu() else "cpu"
+        on_gpu = device() == "cuda"
+        return {name: one for name, one in known.items() if one.is_here and (on_gpu or not one.gpu_alone)}
 
 
 def contest(wanted: Contest, say: Callable[[str], None]) -> tuple[list[Row], dict]:
@@ -120,24 +120,15 @@ def rows_of(wanted: Contest, what: str, results: dict[str, Result]) -> list[Row]
     return rows
 
 
-def environment(cores: int) -> dict[str, str]:
-    """The same for all contestants: one thread to an operator."""
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "OMP_NUM_THREADS": "1",
-        "NUMBA_NUM_THREADS": str(cores),
-    }
-
-
 def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None]) -> tuple[dict[str, Result], int]:
     """Of each contestant, and the number of whole rounds."""
     begin: dict[str, Callable[[], Process]] = {}
     missing: dict[str, str] = {}
     logs = wanted.work / size / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    surroundings = environment(wanted.cores)
-    if wanted.kind == "train":  # the network's operators have all cores, as in training
-        surroundings["OMP_NUM_THREADS"] = str(wanted.cores)
+    # The same for all: one thread to an operator; a network's have all cores, as in training.
+    threads = wanted.cores if wanted.kind == "train" else 1
+    variables = environment(OMP_NUM_THREADS=str(threads), NUMBA_NUM_THREADS=str(wanted.cores))
     folders: dict[str, Path | NotPrepared] = {}
     for form in {contestant.form: None for contestant in wanted.field().values()}:
         try:
@@ -154,8 +145,8 @@ def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None
             continue
         python = (contestant.in_ffcv and wanted.ffcv_python) or sys.executable
         task = Task(folder, wanted.cores, device(), wanted.rows, wanted.model, contestant.settings)
-        command = [python, "-m", f"tests.benchmarks.{contestant.module}", *words(task)]
-        begin[name] = partial(Process, command, surroundings, ROOT, logs / f"{wanted.kind}-{name}.log")
+        command = [python, *contestant.command, *words(task)]
+        begin[name] = partial(Process, command, variables, ROOT, logs / f"{wanted.kind}-{name}.log")
     raced, num_rounds = race(begin, wanted.rounds, wanted.least, wanted.min_turn_s, say)
     return {name: raced.get(name) or Result(failed=missing[name]) for name in wanted.field()}, num_rounds
 
@@ -178,33 +169,5 @@ def table(results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> dict[str, object]:
-    """What the figures were taken on."""
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {
-        "cpu": cpu.partition(":")[2].strip(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
-        "driver": _driver(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _driver() -> str:
-    """Of the GPU, as nvidia-smi tells it."""
-    try:
-        told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "none"
-    return told.stdout.split("\n")[0].strip()

@@ -1,4 +1,4 @@
-"""One measurement of startup.py, in a process of its own: python -m tests.benchmarks.startup_child NAME FOLDER STARTED.
+"""One measurement of startup.py, in a process of its own: python -m pipeline.bench.startup_child NAME FOLDER STARTED.
 
 In: the name of a function below, the big set, when the process was started (seconds since 1970). Out: a line of JSON,
 {what: figure}.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.startup import GLOBAL_BATCH, HUGE, HUGE_STEPS, NUM_SAMPLES, SEED
+from pipeline.bench.startup import GLOBAL_BATCH, HUGE, HUGE_STEPS, NUM_SAMPLES, SEED
 
 
 def load(folder: Path, started: float) -> dict[str, float]:

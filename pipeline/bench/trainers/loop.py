@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from models.build import build
-from tests.benchmarks.contest import LR, SEED, Entry, Task, versions
+from pipeline.bench.contestant import LR, SEED, Entry, Task, versions
 
 NUM_CLASSES = 1000
 

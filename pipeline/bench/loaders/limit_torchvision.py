@@ -1,7 +1,7 @@
 """The limit of torchvision.io.decode_jpeg (libjpeg-turbo): full decoding to RGB, N threads."""
 
-from tests.benchmarks.contest import Entry, Task, enter, versions
-from tests.benchmarks.loaders.limit import pool
+from pipeline.bench.contestant import Entry, Task, enter, versions
+from pipeline.bench.loaders.limit import pool
 
 
 def start(task: Task) -> Entry:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from pipeline.bench.surroundings import PEERS, environment
 from pipeline.data.manifest import VERSION
 from pipeline.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 SIZES = ("original", "500x375")
 LONG_PX, SHORT_PX, QUALITY = 500, 375, 90
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -70,11 +70,10 @@ def prepare(
     elif ffcv_python is None or shutil.which(ffcv_python) is None:
         raise NotPrepared(f"not installed: no Python of FFCV at --ffcv-python {ffcv_python or '(not given)'}")
     else:
-        words = [ffcv_python, "-m", "tests.benchmarks.loaders.ffcv_write", str(images), str(out), FFCV_FORMS[form]]
+        writer = PEERS / "loaders" / "ffcv_write.py"
+        words = [ffcv_python, str(writer), str(images), str(out), FFCV_FORMS[form]]
     say(f"preparing {out}")
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode or not out.exists():
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         raise NotPrepared(f"not prepared: {lines[-1]}")

@@ -2,12 +2,12 @@
 
 import torch
 
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, LR, MEAN, SEED, STD, Entry, Task, enter, versions
 from pipeline.config import Config, Data, apply, parse
 from pipeline.data.index import Index, load
 from pipeline.data.loader import order_of
 from pipeline.data.order import Order
 from pipeline.runtime import Place
-from tests.benchmarks.contest import AREA, ASPECT, CROP_PX, LR, MEAN, SEED, STD, Entry, Task, enter, versions
 
 ALONE = Place(rank=0, world=1, local_rank=0, local_world=1)
 

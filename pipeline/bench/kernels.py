@@ -1,4 +1,4 @@
-"""What the GPU does in a training step: python -m tests.benchmarks.kernels --network alexnet --batch 128 [--compile]
+"""What the GPU does in a training step: python -m pipeline.bench.kernels --network alexnet --batch 128 [--compile]
 
 Out: how much of the time of 20 steps it worked, what made the process wait for it or copied to and fro, and the kernels
 that took longest, by torch's profiler. On one batch that stays on the device.
@@ -11,8 +11,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from pipeline.bench.turns import ours
 from pipeline.runtime import start
-from tests.benchmarks.step import _ours
 
 WARM_UP, STEPS, MOST_KERNELS = 10, 20, 22
 WAITS = ("Synchronize", "Memcpy", "cudaMalloc", "cudaFree")
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     with start() as runtime:
-        step = _ours(args.network, args.batch, args.compile, runtime)
+        step = ours(args.network, args.batch, args.compile, runtime)
         for _ in range(WARM_UP):
             step()
         on_gpu = [ProfilerActivity.CUDA] if runtime.on_gpu else []

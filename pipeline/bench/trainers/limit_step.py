@@ -5,9 +5,9 @@ from itertools import repeat
 import numpy as np
 import torch
 
+from pipeline.bench.contestant import CROP_PX, SEED, Entry, Task, enter
+from pipeline.bench.trainers.ours import NUM_CLASSES, names, stepper_of, steps
 from pipeline.data.loader import Batch
-from tests.benchmarks.contest import CROP_PX, SEED, Entry, Task, enter
-from tests.benchmarks.trainers.ours import NUM_CLASSES, names, stepper_of, steps
 
 
 def start(task: Task) -> Entry:

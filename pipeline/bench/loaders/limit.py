@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.contest import SEED, Entry, Task
+from pipeline.bench.contestant import SEED, Entry, Task
 
 NUM_PHOTOS = 4096  # at most; they are held in memory
 AHEAD = 2
