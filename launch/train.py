@@ -33,14 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     words = parser.parse_intermixed_args(argv)
     if words.processes is not None and words.processes < 1:
         raise UserError(f"--processes {words.processes} must be at least 1")
-    from pipeline.runtime import place, start
+    from pipeline.runtime import rank_info, start
 
-    config = load(words.config, words.overrides, tell=print if place().rank == 0 else lambda line: None)
+    config = load(words.config, words.overrides, tell=print if rank_info().rank == 0 else lambda line: None)
 
     from pipeline.run_plan import prepare
 
-    world = words.processes or place().world
-    plan = prepare(config, world, verify=place().local_rank == 0)
+    world = words.processes or rank_info().world
+    plan = prepare(config, world, verify=rank_info().local_rank == 0)
     if words.check:
         from pipeline.data.plausible import doubts
 

@@ -34,7 +34,7 @@ MOST_STEPS = 20  # between them: steps may become slow, and a signal leaves two 
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Rank and world over all machines; local_rank and local_world within this one."""
 
     rank: int
@@ -44,7 +44,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Runtime(Place):
+class Runtime(RankInfo):
     device: "torch.device"
     control: Any  # a gloo group for flags that must not wait for the GPU; None in one process
 
@@ -57,15 +57,15 @@ class Runtime(Place):
         return self.device.type == "cuda"
 
 
-def place() -> Place:
+def rank_info() -> RankInfo:
     """torchrun's environment, or one process if it has no RANK; no torch is needed. UserError if half is missing."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "RANK" not in os.environ:
-        return Place(0, 1, 0, 1)
+        return RankInfo(0, 1, 0, 1)
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise UserError(f"RANK is set, but {', '.join(missing)} not. Start through torchrun")
-    return Place(*(int(os.environ[name]) for name in names))
+    return RankInfo(*(int(os.environ[name]) for name in names))
 
 
 def has_gpu() -> bool:
@@ -111,7 +111,7 @@ def start() -> Iterator[Runtime]:
     import torch.distributed as dist
 
     settle_bits()
-    where = place()
+    where = rank_info()
     on_gpu = has_gpu()
     if on_gpu and where.local_world > torch.cuda.device_count():
         raise UserError(

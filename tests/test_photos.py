@@ -18,7 +18,7 @@ from pipeline.data.index import load
 from pipeline.data.loader import eval_batches
 from pipeline.data.output import Output
 from pipeline.data.storage.reader import Reader
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 
 ARCHIVE = os.environ.get("TENCROP_PHOTOS")
 pytestmark = pytest.mark.skipif(not ARCHIVE, reason="TENCROP_PHOTOS names no tar of photos")
@@ -49,7 +49,7 @@ def test_dali_decodes_and_resizes_photos_as_pil_does(packed):
     """Mean difference below 1.5 levels of 255: the decoders differ in how they enlarge the colour planes."""
     index = load(packed / "test")
     reader, differences = Reader(index), []
-    how = {"place": Place(0, 1, 0, 1), "device": torch.device("cpu"), "micro_batch": 64}
+    how = {"rank_info": RankInfo(0, 1, 0, 1), "device": torch.device("cpu"), "micro_batch": 64}
     for batch in eval_batches(index, Data(), [Output(256)], **how):
         for sample, image in zip(batch.ids.tolist(), batch.images[0], strict=True):
             if sample >= 0:

@@ -17,7 +17,7 @@ from pipeline.data import index, quarantine
 from pipeline.data.loader import eval_batches
 from pipeline.data.output import Output
 from pipeline.data.storage.reader import Reader
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 
 STORED = Path(__file__).parent / "fixtures" / "3a240df"
 SETS = STORED / "sets"
@@ -59,7 +59,7 @@ def test_an_indexed_set_leaves_out_what_its_quarantine_names(tmp_path):
         index.load(folder),
         Data(threads=1, crop_px=32, resize_px=32),
         [Output(32)],
-        place=Place(0, 1, 0, 1),
+        rank_info=RankInfo(0, 1, 0, 1),
         device=torch.device("cpu"),
         micro_batch=6,
     )

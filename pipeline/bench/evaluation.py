@@ -135,7 +135,7 @@ def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runti
 
     def decoding() -> None:
         # Resizing is the evaluation's own; decoding is what no reader can leave out.
-        for _ in eval_batches(index, data, [], place=runtime, device=runtime.device, micro_batch=micro_batch):
+        for _ in eval_batches(index, data, [], rank_info=runtime, device=runtime.device, micro_batch=micro_batch):
             pass
 
     return {OURS: ours, FORWARD: forward, DECODING: decoding}

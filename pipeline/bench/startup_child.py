@@ -46,15 +46,15 @@ def first_batch(folder: Path, started: float) -> dict[str, float]:
     from pipeline.config import Data
     from pipeline.data.index import load
     from pipeline.data.loader import order_of, train_batches
-    from pipeline.runtime import Place
+    from pipeline.runtime import RankInfo
 
     imported = time.time()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index, data = load(folder), Data()
     order = order_of(index, data, GLOBAL_BATCH, SEED)
-    place = Place(rank=0, world=1, local_rank=0, local_world=1)
-    steps: dict[str, Any] = {"micro_steps": 1, "first_step": 0, "last_step": order.steps_per_epoch}
-    batch = next(train_batches(index, data, order, SEED, place=place, device=device, **steps))
+    rank_info = RankInfo(rank=0, world=1, local_rank=0, local_world=1)
+    steps: dict[str, Any] = {"micro_steps": 1, "steps": range(0, order.steps_per_epoch)}
+    batch = next(train_batches(index, data, order, rank_info=rank_info, device=device, **steps))
     batch.images.sum().item()
     now = time.time()
     return {

@@ -29,7 +29,7 @@ from pipeline.data.output import Normal, Output
 from pipeline.data.request import Request, clamp_padding
 from pipeline.data.source import Source
 from pipeline.errors import UserError
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 
 
 @dataclass(frozen=True)
@@ -65,35 +65,32 @@ def train_batches(
     index: Index,
     data: Data,
     order: Order,
-    seed: int,
     *,
-    place: Place,
-    device: torch.device,
+    steps: range,
     micro_steps: int,
-    first_step: int,
-    last_step: int,
+    rank_info: RankInfo,
+    device: torch.device,
     task: Targets | None = None,
     run: Path | None = None,
     too_many_bad: Refuse = refuse,
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of the steps first_step .. last_step - 1, `micro_steps` a step.
+    """This rank's micro-batches of `steps`, `micro_steps` a step.
 
     Targets are those of `task`, by default labels. `run` is the folder whose bad_images.tsv the ranks share;
     `too_many_bad` is told of more than `data.max_bad_images`, and by default raises UserError. Raises UserError for a
     remote shard that cannot be fetched.
     """
-    steps = range(first_step, last_step)
     source = Source(
         index,
         data,
         steps,
-        lambda step: rank_part(order.batch(step), place.rank, place.world),
-        lambda step: machine_part(order.batch(step), place),
+        lambda step: rank_part(order.batch(step), rank_info.rank, rank_info.world),
+        lambda step: machine_part(order.batch(step), rank_info),
         run,
         too_many_bad,
     )
-    requests = train_requests(source, data, order, seed, micro_steps, task or Labels())
-    return _train_batches(_decoded(requests, [train_output(data)], source, data, place, device), device)
+    requests = train_requests(source, data, order, micro_steps, task or Labels())
+    return _train_batches(_decoded(requests, [train_output(data)], source, data, rank_info, device), device)
 
 
 def _train_batches(decoded: Iterator[tuple[Request, list[Any]]], device: torch.device) -> Iterator[Batch]:
@@ -108,15 +105,13 @@ def train_output(data: Data) -> Output:
     return Output(data.crop_px, data.interpolation, data.antialias, square=True, normal=Normal(data.mean, data.std))
 
 
-def train_requests(
-    source: Source, data: Data, order: Order, seed: int, micro_steps: int, task: Targets
-) -> Iterator[Request]:
+def train_requests(source: Source, data: Data, order: Order, micro_steps: int, task: Targets) -> Iterator[Request]:
     """What `train_batches` asks its decoder for. Targets are made on a thread meanwhile."""
     index, choose, output = source.index, recipe(source.index, data), train_output(data)
     with ThreadPoolExecutor(data.threads or 1) as pool:  # starts no more than it has work for
         for step, mine in source.walk():
             for ids in np.split(mine, micro_steps):
-                seen = choose(index.height[ids], index.width[ids], ids, seed, order.epoch(step))
+                seen = choose(index.height[ids], index.width[ids], ids, order.seed, order.epoch(step))
                 placements = Placements(seen, output.sizes(seen.height, seen.width))
                 targets = pool.submit(task.targets, source.values(task.fields, ids), placements)
                 yield replace(source.request(ids, seen), targets=targets)
@@ -127,7 +122,7 @@ def eval_batches(
     data: Data,
     outputs: Sequence[Output],
     *,
-    place: Place,
+    rank_info: RankInfo,
     device: torch.device,
     micro_batch: int,
     samples: np.ndarray | None = None,
@@ -135,8 +130,8 @@ def eval_batches(
     """This rank's share of every sample (or of `samples`, ids [n]), once: whole images in each of `outputs`, to cut
     views from. Each image is decoded once."""
     samples = np.arange(index.num_samples) if samples is None else samples
-    rows = min(micro_batch, -(-len(samples) // place.world))
-    global_batch = rows * place.world
+    rows = min(micro_batch, -(-len(samples) // rank_info.world))
+    global_batch = rows * rank_info.world
     steps = range(-(-len(samples) // global_batch))
 
     def batch(step: int) -> np.ndarray:
@@ -147,14 +142,14 @@ def eval_batches(
         index,
         data,
         steps,
-        lambda step: rank_part(batch(step), place.rank, place.world),
-        lambda step: machine_part(batch(step), place),
+        lambda step: rank_part(batch(step), rank_info.rank, rank_info.world),
+        lambda step: machine_part(batch(step), rank_info),
     )
     requests = (
         source.request(ids, crops.whole(index.height[clamp_padding(ids)], index.width[clamp_padding(ids)]))
         for _, ids in source.walk()
     )
-    decoded = _decoded(requests, outputs, source, data, place, device)
+    decoded = _decoded(requests, outputs, source, data, rank_info, device)
     return (WholeImages(images, _upload(request.valid, device), request.ids) for request, images in decoded)
 
 
@@ -184,12 +179,12 @@ def _decoded(
     outputs: Sequence[Output],
     source: Source,
     data: Data,
-    place: Place,
+    rank_info: RankInfo,
     device: torch.device,
 ) -> Iterator[tuple[Request, list[Any]]]:
     """The requests with their images in each of the outputs. What they rest on is closed at the end."""
     decoder = Decoder(source.index.is_raw, data.decode_whole, data.hw_decoder_load)
-    threads = data.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world)
+    threads = data.threads or max(1, len(os.sched_getaffinity(0)) // rank_info.local_world)
     workers = Workers(device, decodes_on_gpu(data, device.type), threads, data.prefetch)
     return _closing(decode(requests, decoder, outputs, workers, source.bad), source)
 

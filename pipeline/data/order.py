@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.rng import fold, permute
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ def rank_part(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
     return batch[rank * part : (rank + 1) * part]
 
 
-def machine_part(batch: np.ndarray, place: Place) -> np.ndarray:
+def machine_part(batch: np.ndarray, rank_info: RankInfo) -> np.ndarray:
     """The parts of all ranks of this rank's machine, which torchrun numbers in a row."""
-    part, first = len(batch) // place.world, place.rank - place.local_rank
-    return batch[first * part : (first + place.local_world) * part]
+    part, first = len(batch) // rank_info.world, rank_info.rank - rank_info.local_rank
+    return batch[first * part : (first + rank_info.local_world) * part]
 
 
 def sequential_batch(step: int, num_samples: int, global_batch: int) -> np.ndarray:

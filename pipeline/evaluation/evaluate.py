@@ -63,7 +63,7 @@ def evaluate(
     outputs = sorted({output for scorer in scorers for output in scorer.outputs})
     labels = index.label.astype(np.int64) if labels is None else labels
     table, done = Accumulator(labels, list(views), runtime.device), 0
-    for batch in eval_batches(index, data, outputs, place=runtime, device=runtime.device, micro_batch=micro_batch):
+    for batch in eval_batches(index, data, outputs, rank_info=runtime, device=runtime.device, micro_batch=micro_batch):
         progress(min(done, len(labels)))
         done += len(batch.ids) * runtime.world
         rows = np.flatnonzero(batch.ids >= 0)  # the others are padding

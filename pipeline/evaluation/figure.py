@@ -19,7 +19,7 @@ from pipeline.data.index import Index
 from pipeline.data.loader import eval_batches
 from pipeline.data.output import Output
 from pipeline.evaluation.outcomes import NO_CLASS, Outcome, Outcomes
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 
 COLUMNS, ROWS, BARS = 4, 4, 5
 PICTURE_PX, MARGIN_PX, LINE_PX, TITLE_PX = 192, 12, 19, 64
@@ -133,7 +133,7 @@ def _pictures(ids: np.ndarray, index: Index, data: Data) -> list[np.ndarray]:
         index,
         data.model_copy(update={"decoder": "cpu"}),
         [Output(PICTURE_PX)],
-        place=Place(0, 1, 0, 1),
+        rank_info=RankInfo(0, 1, 0, 1),
         device=torch.device("cpu"),
         micro_batch=len(ids),
         samples=ids,

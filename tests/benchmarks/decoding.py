@@ -27,7 +27,7 @@ from pipeline.data.loader import Batch, order_of, train_batches
 from pipeline.data.output import Normal, Output
 from pipeline.data.request import Request
 from pipeline.data.storage.reader import Reader
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 
 ROWS, WHERE = 64, 7
 LOADS = (0.0, 0.65, 1.0)
@@ -155,12 +155,10 @@ def _batches(folder: Path, data: Data, device: torch.device, rows: int, num_batc
         index,
         data,
         order_of(index, data, rows, 0),
-        0,
-        place=Place(0, 1, 0, 1),
+        rank_info=RankInfo(0, 1, 0, 1),
         device=device,
         micro_steps=1,
-        first_step=0,
-        last_step=num_batches,
+        steps=range(0, num_batches),
     )
 
 

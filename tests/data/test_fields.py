@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.files import file_sha256
 from pipeline.packing import indexing
 from pipeline.packing.scan import scan_shard
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 from tests.conftest import photo, write_tar
 
 PX, NUM = 24, 12
@@ -91,8 +91,8 @@ def test_masks_and_boxes_follow_their_images(annotated):
     found = index.load(annotated)
     data = Data(crop_px=PX, resize_px=40, pca_std=0, threads=2, mean=(0, 0, 0), std=(1, 1, 1))
     order = order_of(found, data, 4, seed=1)
-    how = {"place": Place(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 2, "task": Both()}
-    for batch in train_batches(found, data, order, 1, first_step=0, last_step=6, **how):
+    how = {"rank_info": RankInfo(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 2, "task": Both()}
+    for batch in train_batches(found, data, order, steps=range(0, 6), **how):
         for row, sample in enumerate(batch.ids.tolist()):
             red = (batch.images[row, 0] * 255).round().int() // 16
             assert torch.equal(red, batch.targets[row, :, :PX].int())

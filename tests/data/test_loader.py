@@ -18,7 +18,7 @@ from pipeline.data.order import Order, rank_part
 from pipeline.data.output import Output
 from pipeline.data.source import Source
 from pipeline.errors import UserError
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 from tests.conftest import write_set
 
 CPU = torch.device("cpu")
@@ -53,12 +53,10 @@ def steps_of(folder, data: Data, first: int, last: int, world: int = 1, micro_st
             index,
             data,
             order,
-            7,
-            place=Place(rank, world, rank, world),
+            rank_info=RankInfo(rank, world, rank, world),
             device=CPU,
             micro_steps=micro_steps,
-            first_step=first,
-            last_step=last,
+            steps=range(first, last),
             run=run,
         )
         for rank in range(world)
@@ -126,8 +124,8 @@ def test_any_legs_over_any_worlds_ask_for_what_one_rank_would(big_sets, form, op
     start = 0
     for num_steps, world, micro_steps in legs:
         steps = range(start, start + num_steps)
-        ranks = [asked(index, data, order, seed, steps, rank, world, micro_steps) for rank in range(world)]
-        assert np.array_equal(np.concatenate(ranks, axis=1), asked(index, data, order, seed, steps, 0, 1, 1))
+        ranks = [asked(index, data, order, steps, rank, world, micro_steps) for rank in range(world)]
+        assert np.array_equal(np.concatenate(ranks, axis=1), asked(index, data, order, steps, 0, 1, 1))
         start += num_steps
 
 
@@ -136,15 +134,15 @@ def test_every_id_once_an_epoch_less_the_tail(photos, shuffle, epoch, batch):
     index, data = load(photos), settings(shuffle=shuffle, window_shards=2)
     order = order_of(index, data, batch, seed=3)
     steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
-    ids = asked(index, data, order, 3, steps, 0, 1, 1)[:, :, 0].ravel()
+    ids = asked(index, data, order, steps, 0, 1, 1)[:, :, 0].ravel()
     assert len(ids) == len(set(ids.tolist())) == 50 // batch * batch
 
 
-def asked(index, data, order, seed, steps, rank, world, micro_steps) -> np.ndarray:
+def asked(index, data, order, steps, rank, world, micro_steps) -> np.ndarray:
     """What a rank asks its decoder for: id, label, window, flip, checksum of the bytes, colour: [steps, rows, 11]."""
     source = Source(index, data, steps, lambda step: rank_part(order.batch(step), rank, world), order.batch)
     rows = []
-    for request in train_requests(source, data, order, seed, micro_steps, Labels()):
+    for request in train_requests(source, data, order, micro_steps, Labels()):
         seen = request.windows
         sums = [zlib.crc32(image) for image in request.images]
         labels = np.where(request.valid, request.targets.result(), -1)
@@ -182,12 +180,12 @@ def test_labels_belong_to_their_images(photos):
 
 def test_another_seed_or_epoch_sees_other_windows(photos):
     index, data = load(photos), settings()
-    order = order_of(index, data, 50, seed=0)
 
     def images(seed: int, step: int) -> dict[int, bytes]:
-        place = Place(0, 1, 0, 1)
+        order = order_of(index, data, 50, seed)
+        rank_info = RankInfo(0, 1, 0, 1)
         batches = train_batches(
-            index, data, order, seed, place=place, device=CPU, micro_steps=1, first_step=step, last_step=step + 1
+            index, data, order, rank_info=rank_info, device=CPU, micro_steps=1, steps=range(step, step + 1)
         )
         batch = next(batches)
         return {int(sample): image.numpy().tobytes() for sample, image in zip(batch.ids, batch.images, strict=True)}
@@ -206,7 +204,7 @@ def test_evaluation_sees_each_id_once_and_all_ranks_step_alike(held_out, world, 
                 index,
                 data,
                 [Output(36), Output(50)],
-                place=Place(rank, world, rank, world),
+                rank_info=RankInfo(rank, world, rank, world),
                 device=CPU,
                 micro_batch=micro_batch,
             )
@@ -229,7 +227,7 @@ def test_evaluation_of_some_samples_sees_them_in_their_order(held_out):
         index,
         settings(),
         [Output(36)],
-        place=Place(0, 1, 0, 1),
+        rank_info=RankInfo(0, 1, 0, 1),
         device=CPU,
         micro_batch=8,
         samples=chosen,
@@ -254,7 +252,7 @@ def test_gpu_decoding_needs_a_gpu():
 @pytest.mark.parametrize(("count", "world", "rows"), [(5, 1, 5), (5, 2, 3), (50, 1, 16), (17, 1, 16)])
 def test_evaluation_asks_for_no_more_rows_than_there_are(photos, count, world, rows):
     """Of 16 at once at most; what pads the last batch is decoded too."""
-    place = Place(0, world, 0, world)
-    how = {"place": place, "device": CPU, "micro_batch": 16, "samples": np.arange(count)}
+    rank_info = RankInfo(0, world, 0, world)
+    how = {"rank_info": rank_info, "device": CPU, "micro_batch": 16, "samples": np.arange(count)}
     batches = list(eval_batches(load(photos), settings(), [Output(36)], **how))
     assert [len(batch.ids) for batch in batches] == [rows] * -(-count // (rows * world))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.order import Order, machine_part, rank_part, sequential_batch
 from pipeline.errors import UserError
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 from tests.test_rng import scalar_fold, scalar_permute
 
 
@@ -117,7 +117,7 @@ def test_the_part_of_a_machine_is_that_of_all_its_ranks():
     """Of two machines with three ranks each: ranks 0, 1, 2 and 3, 4, 5."""
     batch = np.arange(100, 112)
     for rank in range(6):
-        part = machine_part(batch, Place(rank, 6, rank % 3, 3)).tolist()
+        part = machine_part(batch, RankInfo(rank, 6, rank % 3, 3)).tolist()
         assert part == list(range(100, 106) if rank < 3 else range(106, 112))
         ranks = [rank_part(batch, other, 6).tolist() for other in range(6) if other // 3 == rank // 3]
         assert part == [sample for of_rank in ranks for sample in of_rank]

@@ -17,7 +17,7 @@ from pipeline.data.loader import eval_batches, order_of, train_batches
 from pipeline.data.output import Output
 from pipeline.data.quarantine import Entry
 from pipeline.errors import UserError
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 from tests.conftest import disk_of, fill
 from tests.data.test_loader import CPU, settings, steps_of
 
@@ -97,10 +97,10 @@ def test_every_epoch_has_all_rows_but_the_bad_ones(rotten, tmp_path):
     order = order_of(index, data, 12, seed=0)
     labels = []
     for rank in range(2):
-        options = {"place": Place(rank, 2, rank, 2), "device": CPU, "micro_steps": 1, "run": tmp_path}
+        options = {"rank_info": RankInfo(rank, 2, rank, 2), "device": CPU, "micro_steps": 1, "run": tmp_path}
         labels += [
             torch.where(b.valid, b.targets, -1)
-            for b in train_batches(index, data, order, 0, first_step=0, last_step=100, **options)
+            for b in train_batches(index, data, order, steps=range(0, 100), **options)
         ]
     seen = np.concatenate(labels)
     assert (seen >= 0).sum() == 20 * 57
@@ -278,9 +278,9 @@ def test_want_of_memory_is_no_images_fault(monkeypatch, refuser):
 
 
 def test_evaluation_leaves_bad_images_out_of_the_score_but_sees_their_ids(rotten):
-    index, place = load(rotten), Place(0, 1, 0, 1)
+    index, rank_info = load(rotten), RankInfo(0, 1, 0, 1)
     for _ in range(2):  # found, then known
-        batches = list(eval_batches(index, settings(), [Output(36)], place=place, device=CPU, micro_batch=8))
+        batches = list(eval_batches(index, settings(), [Output(36)], rank_info=rank_info, device=CPU, micro_batch=8))
         ids, valid = (np.concatenate([np.asarray(getattr(b, name)) for b in batches]) for name in ("ids", "valid"))
         assert sorted(ids[ids >= 0].tolist()) == list(range(60))
         assert ids[~valid & (ids >= 0)].tolist() == list(BROKEN)
@@ -291,7 +291,7 @@ def test_evaluation_leaves_bad_images_out_of_the_score_but_sees_their_ids(rotten
 
 def test_padding_shows_sample_0_even_if_that_is_bad(make_set):
     index = load(make_set("first", 5, broken=[0]))
-    (only,) = eval_batches(index, settings(), [Output(36)], place=Place(1, 2, 1, 2), device=CPU, micro_batch=3)
+    (only,) = eval_batches(index, settings(), [Output(36)], rank_info=RankInfo(1, 2, 1, 2), device=CPU, micro_batch=3)
     assert only.ids.tolist() == [3, 4, -1]
     assert only.valid.tolist() == [True, True, False]
 

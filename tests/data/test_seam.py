@@ -16,7 +16,7 @@ from pipeline.data import crops, index
 from pipeline.data.loader import order_of, train_batches
 from pipeline.packing import indexing
 from pipeline.packing.scan import scan_shard
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 
 PX, SEED, BATCH = 20, 5, 8
 MEAN, STD, PCA_STD = (0.1, 0.5, 0.8), (0.3, 0.15, 0.6), 0.4
@@ -94,8 +94,8 @@ def test_training_batches_are_pillows(png_set, recipe, interpolation, antialias,
     data = Data(**tree, pca_std=PCA_STD, pca=pca)
     found = index.load(png_set)
     order = order_of(found, data, BATCH, SEED)
-    how = {"place": Place(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 2}
-    batches = train_batches(found, data, order, SEED, first_step=2, last_step=5, **how)
+    how = {"rank_info": RankInfo(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 2}
+    batches = train_batches(found, data, order, steps=range(2, 5), **how)
     if pca == "imagenet":
         values, vectors = OF_IMAGENET
     else:

@@ -32,7 +32,7 @@ from pipeline.data.output import Normal, Output
 from pipeline.data.request import Request
 from pipeline.data.storage.reader import Reader
 from pipeline.evaluation.evaluate import ScoredModel, evaluate
-from pipeline.runtime import Place, Runtime, seed_everything
+from pipeline.runtime import RankInfo, Runtime, seed_everything
 from tests.benchmarks.decoding import DAMAGES, LOADS, Told
 from tests.conftest import group_on, write_set
 
@@ -72,12 +72,10 @@ def batches(folder: Path, data: Data, device: torch.device, rows: int, last_step
         index,
         data,
         order_of(index, data, rows, 0),
-        0,
-        place=Place(0, 1, 0, 1),
+        rank_info=RankInfo(0, 1, 0, 1),
         device=device,
         micro_steps=1,
-        first_step=0,
-        last_step=last_step,
+        steps=range(0, last_step),
     )
 
 

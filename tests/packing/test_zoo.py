@@ -13,7 +13,7 @@ from pipeline.config import Data
 from pipeline.data.index import load
 from pipeline.data.loader import eval_batches
 from pipeline.data.output import Output
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 from tests.data.zoo import PX, ZOO
 
 NAMES = {name: f"{number:02d}" for number, name in enumerate(ZOO)}  # a class of its own for each
@@ -32,7 +32,7 @@ def photos(tmp_path_factory) -> Path:
 def seen(folder: Path, px: int) -> dict[str, np.ndarray]:
     """class -> uint8 [height, width, 3], as launch.evaluate looks at it."""
     index, found = load(folder), {}
-    how: dict = {"place": Place(0, 1, 0, 1), "device": torch.device("cpu"), "micro_batch": 16}
+    how: dict = {"rank_info": RankInfo(0, 1, 0, 1), "device": torch.device("cpu"), "micro_batch": 16}
     for batch in eval_batches(index, Data(max_bad_images=0), [Output(px)], **how):
         for sample, image in zip(batch.ids.tolist(), batch.images[0], strict=True):
             if sample >= 0:

@@ -59,7 +59,7 @@ class Mirrored:
         progress: Callable[[int], None],
     ) -> dict[str, dict[str, float]]:
         counts = torch.zeros(3, dtype=torch.float64)
-        options = {"place": runtime, "device": runtime.device, "micro_batch": 8}
+        options = {"rank_info": runtime, "device": runtime.device, "micro_batch": 8}
         with torch.no_grad():
             for batch in eval_batches(index, config.data, [Output(config.data.crop_px, square=True)], **options):
                 images = torch.stack(batch.images[0]).permute(0, 3, 1, 2) / 255

@@ -12,7 +12,7 @@ from pipeline.data.loader import order_of, train_batches
 from pipeline.errors import UserError
 from pipeline.run_lock import lock_run
 from pipeline.run_plan import prepare
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 from pipeline.train import train
 from pipeline.whereabouts import Whereabouts
 from tests.tasks.invented import Mirrored
@@ -52,8 +52,8 @@ def test_they_train_and_are_scored(tree, alone):
 def test_targets_follow_the_placement_and_colours_the_recipe(tree, photos):
     index, data = load(photos), parse(tree, "test").data
     order = order_of(index, data, 10, seed=0)
-    how: dict = {"place": Place(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 1, "task": Mirrored()}
-    for step, batch in enumerate(train_batches(index, data, order, 0, first_step=0, last_step=7, **how)):
+    how: dict = {"rank_info": RankInfo(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 1, "task": Mirrored()}
+    for step, batch in enumerate(train_batches(index, data, order, steps=range(0, 7), **how)):
         mirrored = (batch.ids + step // 5) % 2 == 1
         assert batch.targets.tolist() == mirrored.astype(float).tolist()
         red, green = (batch.images[:, channel].amax(dim=(1, 2)) for channel in (0, 1))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bench.contestant import SEED, Entry, Task, enter
+from pipeline.bench.contestant import Entry, Task, enter
 from pipeline.bench.loaders.ours import task_of
 from pipeline.data.decoding import dali as ours
 from pipeline.data.decoding.safe import Safe
@@ -44,7 +44,7 @@ def start(task: Task) -> Entry:
         raise ValueError("there is nothing to decode, and no GPU to copy to")
     steps = range(NUM_REQUESTS)
     source = Source(index, data, steps, lambda step: rank_part(order.batch(step), 0, 1), order.batch)
-    requests = list(islice(train_requests(source, data, order, SEED, 1, Labels()), NUM_REQUESTS))
+    requests = list(islice(train_requests(source, data, order, 1, Labels()), NUM_REQUESTS))
     graph = ours.Graph(decoder, gpu=0 if task.on_gpu else None, threads=task.cores)
     screen = Screen(torn=task.on_gpu)
     safe = Safe(index.is_raw, screen, NobodyBad(), task.cores, ours.probe(decoder))

@@ -7,9 +7,9 @@ from pipeline.config import Config, Data, apply, parse
 from pipeline.data.index import Index, load
 from pipeline.data.loader import order_of
 from pipeline.data.order import Order
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 
-ALONE = Place(rank=0, world=1, local_rank=0, local_world=1)
+ALONE = RankInfo(rank=0, world=1, local_rank=0, local_world=1)
 
 
 def start(task: Task) -> Entry:
@@ -22,12 +22,10 @@ def start(task: Task) -> Entry:
         index,
         data,
         order,
-        SEED,
-        place=ALONE,
+        rank_info=ALONE,
         device=torch.device(task.device),
         micro_steps=1,
-        first_step=0,
-        last_step=10**9,
+        steps=range(0, 10**9),
     )
     ahead = 2 * data.prefetch + 2  # the decoder's and those that are being finished
     return Entry((batch.images for batch in batches), ahead, f"DALI {dali.__version__}, {versions('torch')}")

@@ -29,12 +29,10 @@ def start(task: Task) -> Entry:
         index,
         config.data,
         order_of(index, config.data, task.batch, SEED),
-        SEED,
-        place=runtime,
+        rank_info=runtime,
         device=runtime.device,
         micro_steps=1,
-        first_step=0,
-        last_step=10**9,
+        steps=range(0, 10**9),
     )
     return Entry(steps(stepper, batches), 2 * config.data.prefetch + 2, names(), makes_batches=False)
 

@@ -43,15 +43,15 @@ import torch
 from pipeline.config import Data
 from pipeline.data.index import load
 from pipeline.data.loader import order_of, train_batches
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 
 def own_mb():
     return int(open("/proc/self/status").read().partition("RssAnon:")[2].split()[0]) // 1024
 
 index, data = load(sys.argv[1]), Data(pca_std=0, threads=1, prefetch=1)
 order = order_of(index, data, 8, 0)
-place, cpu = Place(0, 1, 0, 1), torch.device("cpu")
-batches = train_batches(index, data, order, 0, place=place, device=cpu, micro_steps=1, first_step=0, last_step=40)
+alone, cpu = RankInfo(0, 1, 0, 1), torch.device("cpu")
+batches = train_batches(index, data, order, rank_info=alone, device=cpu, micro_steps=1, steps=range(0, 40))
 used = [own_mb() for batch in batches]
 print(max(used[:10]), max(used[-10:]))
 """

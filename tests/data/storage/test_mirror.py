@@ -17,7 +17,7 @@ from pipeline.data.storage.mirror import open_set
 from pipeline.data.storage.remote import Patience
 from pipeline.errors import UserError
 from pipeline.run_plan import prepare
-from pipeline.runtime import Place
+from pipeline.runtime import RankInfo
 from tests.data.storage.test_remote import Store, store  # noqa: F401
 from tests.data.test_loader import CPU, settings, steps_of
 
@@ -79,10 +79,8 @@ def test_batches_over_http_equal_local_ones_and_each_shard_comes_once(photos, st
     loaded = open_set(url, data.cache)
     order = order_of(loaded, data, 12, seed=7)
     for rank in range(2):
-        place = Place(rank, 2, rank, 2)
-        batches = train_batches(
-            loaded, data, order, 7, place=place, device=CPU, micro_steps=1, first_step=0, last_step=12
-        )
+        rank_info = RankInfo(rank, 2, rank, 2)
+        batches = train_batches(loaded, data, order, rank_info=rank_info, device=CPU, micro_steps=1, steps=range(0, 12))
         for step, batch in enumerate(batches):
             assert batch.ids.tolist() == expected[step][0][rank * 6 : rank * 6 + 6]
             assert torch.where(batch.valid, batch.targets, -1).tolist() == expected[step][1][rank * 6 : rank * 6 + 6]
@@ -100,7 +98,7 @@ def test_a_cache_smaller_than_the_set_fetches_each_shard_once_an_epoch(make_set,
     loaded = open_set(url, data.cache)
     order = order_of(loaded, data, 12, seed=7)
     batches = train_batches(
-        loaded, data, order, 7, place=Place(0, 1, 0, 1), device=CPU, micro_steps=1, first_step=0, last_step=20
+        loaded, data, order, rank_info=RankInfo(0, 1, 0, 1), device=CPU, micro_steps=1, steps=range(0, 20)
     )
     ids = np.concatenate([batch.ids for batch in batches])
     assert sorted(ids.tolist()) == list(range(240))
@@ -123,8 +121,8 @@ def test_what_a_disk_damages_while_a_job_runs_is_fetched_again(make_set, store, 
     run.mkdir()
     loaded = open_set(put(store, folder), data.cache)
     order = order_of(loaded, data, 12, seed=7)
-    how: dict = {"place": Place(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "first_step": 0, "last_step": 12}
-    for step, batch in enumerate(train_batches(loaded, data, order, 7, **how, run=run)):
+    how: dict = {"rank_info": RankInfo(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "steps": range(0, 12)}
+    for step, batch in enumerate(train_batches(loaded, data, order, **how, run=run)):
         assert batch.ids.tolist() == expected[step][0]
         assert torch.where(batch.valid, batch.targets, -1).tolist() == expected[step][1]
         sums = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images]
@@ -146,8 +144,8 @@ def test_an_image_that_is_stored_torn_costs_its_row_and_one_comparison(make_set,
     loaded = open_set(put(store, folder), tmp_path / "cache")
     data, seen = settings(cache=str(tmp_path / "cache")), []
     order = order_of(loaded, data, 12, seed=7)
-    how: dict = {"place": Place(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "first_step": 0, "last_step": 4}
-    for batch in train_batches(loaded, data, order, 7, **how):
+    how: dict = {"rank_info": RankInfo(0, 1, 0, 1), "device": CPU, "micro_steps": 1, "steps": range(0, 4)}
+    for batch in train_batches(loaded, data, order, **how):
         seen += batch.ids[~batch.valid.numpy()].tolist()
     assert seen == [3, 3]
     assert store.gets["set/shard-000000.tar"] == 1
@@ -242,11 +240,13 @@ def test_remote_shards_are_indexed_by_one_command_and_trained_on(photos, store, 
 
 
 def test_a_truncated_remote_shard_is_named_by_its_url(photos, store, tmp_path, capsys):  # noqa: F811
+    from launch.command import run
     from launch.pack import main
 
     put(store, photos)
     store.files["set/shard-000001.tar"] = store.files["set/shard-000001.tar"][:5000]
-    assert main([store.url("set/shard-{000000..000002}.tar"), str(tmp_path / "out"), "--workers", "1"]) == 2
+    words = [store.url("set/shard-{000000..000002}.tar"), str(tmp_path / "out"), "--workers", "1"]
+    assert run(lambda: main(words)) == 2
     assert f"{store.url('set/shard-000001.tar')}: no readable tar" in capsys.readouterr().err
-    assert main([store.url("set/none-{0..1}.tar"), str(tmp_path / "other"), "--workers", "1"]) == 2
+    assert run(lambda: main([store.url("set/none-{0..1}.tar"), str(tmp_path / "other"), "--workers", "1"])) == 2
     assert "does not exist" in capsys.readouterr().err
