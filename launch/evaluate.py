@@ -244,7 +244,7 @@ def _is_setting(word: str) -> bool:
 
 def _check_words(views: list[str], changes: list[str]) -> None:
     """Refuse what needs no network to be refused. Whether values make sense together is seen with the network's own."""
-    from pipeline.config import keys
+    from pipeline.config_io import keys
     from pipeline.views import parse
 
     for view in views:

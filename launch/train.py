@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from launch.command import Parser, Stopped, run
 from pipeline import hints
-from pipeline.config import Config, describe, load
+from pipeline.config import Config
+from pipeline.config_io import describe, load
 from pipeline.errors import UserError
 from pipeline.wording import counted
 

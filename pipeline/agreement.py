@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import files
-from pipeline.config import Config, resolved
+from pipeline.config import Config
+from pipeline.config_io import resolved
 from pipeline.data.index import Index
 from pipeline.errors import UserError
 from pipeline.refusal import shared_refusal

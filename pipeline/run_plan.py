@@ -12,7 +12,8 @@ from pathlib import Path
 from models.compiler import c_compiler
 from pipeline import builds, checkpoint, network, own
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, parse, resolved
+from pipeline.config import Config
+from pipeline.config_io import parse, resolved
 from pipeline.data import quarantine
 from pipeline.data.bad_images import BadImages
 from pipeline.data.crops import RECIPES

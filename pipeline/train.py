@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline import checkpoint, checkpoint_writer, engine, files, hints, network, optim, optimizer_state
-from pipeline.config import Config, dump, resolved
+from pipeline.config import Config
+from pipeline.config_io import dump, resolved
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, decodes_on_gpu, order_of, train_batches
 from pipeline.data.order import Order

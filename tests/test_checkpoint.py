@@ -18,7 +18,8 @@ from torch import nn
 
 from pipeline import checkpoint, checkpoint_writer, engine, optim, optimizer_state
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_io import parse
 from pipeline.errors import UserError
 from pipeline.runtime import Runtime
 from tests.conftest import disk_of, fill

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config, hints
-from pipeline.config import Config, Model, Train, keys, load, parse
+from pipeline.config import Config, Model, Train
+from pipeline.config_io import apply, describe, dump, keys, load, parse
 from pipeline.errors import UserError
 from pipeline.unread import READ_BY
 
@@ -45,7 +46,7 @@ def leaves(tree: dict, prefix: str = "") -> dict:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_config_loads_and_survives_a_round_trip(path):
     settled = load(path)
-    assert parse(yaml.safe_load(config.dump(settled)), "dumped") == settled
+    assert parse(yaml.safe_load(dump(settled)), "dumped") == settled
 
 
 def test_empty_file_gives_the_defaults_and_a_run_folder_of_its_name(recipe):
@@ -289,7 +290,7 @@ UNREAD = [
 def in_yaml(*words: str) -> str:
     tree: dict = {}
     for word in words:
-        config.apply(tree, word.replace("=", "=[", 1) + "]" if "," in word else word)
+        apply(tree, word.replace("=", "=[", 1) + "]" if "," in word else word)
     return yaml.safe_dump(tree)
 
 
@@ -324,7 +325,7 @@ def test_a_word_that_chooses_another_kind_drops_the_keys_of_the_old_one_and_says
 
 
 def test_what_is_stored_leaves_unread_keys_out_and_what_was_stored_before_is_read(recipe):
-    kept = config.dump(Config(run=Path("x")))
+    kept = dump(Config(run=Path("x")))
     assert not set(READ_BY) & set(leaves(yaml.safe_load(kept)))
     old = load(STORED / "run-true" / "config.yaml")
     assert (old.schedule.kind, old.schedule.milestones, old.data.recipe) == ("multistep", (2,), "inception")
@@ -332,7 +333,7 @@ def test_what_is_stored_leaves_unread_keys_out_and_what_was_stored_before_is_rea
     assert load(STORED / "run-true" / "config.yaml", ["schedule.kind=cosine"], told.append).schedule.kind == "cosine"
     assert told == []
     assert "schedule.power=3 is read by" in refused(STORED / "run-true" / "config.yaml", "schedule.power=3")
-    recipe.write_text(config.dump(old))
+    recipe.write_text(dump(old))
     assert load(recipe) == old
 
 
@@ -349,14 +350,14 @@ def test_dump_reads_back_as_the_same_config(lr, name, milestones, tracking):
     schedule = {"kind": "multistep", "milestones": milestones} if milestones else {}
     tree = {"optimizer": {"lr": lr}, "wandb": {"name": name}, "schedule": schedule}
     settled = parse(tree | {"tracking": tracking, "run": "runs/x"}, "made")
-    assert parse(yaml.safe_load(config.dump(settled)), "dumped") == settled
+    assert parse(yaml.safe_load(dump(settled)), "dumped") == settled
 
 
 def test_dump_is_a_file_that_load_reads(tmp_path, recipe):
     settled = load(
         recipe, ["data.train=somewhere", "run=here", "schedule.kind=multistep", "schedule.milestones=[1, 2]"]
     )
-    (tmp_path / "dumped.yaml").write_text(config.dump(settled))
+    (tmp_path / "dumped.yaml").write_text(dump(settled))
     assert load(tmp_path / "dumped.yaml") == settled
 
 
@@ -369,7 +370,7 @@ def test_configs_do_not_change():
 
 
 def test_help_describes_every_key_with_its_default():
-    lines = config.describe().splitlines()
+    lines = describe().splitlines()
     told = {lines[n].strip().partition("=")[0]: lines[n + 1] for n in range(0, len(lines), 2)}
     assert told.keys() == leaves(Config().model_dump(mode="json")).keys()
     assert all(len(text.split()) >= 2 for text in told.values())

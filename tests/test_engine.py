@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline import engine, optim, optimizer_state
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_io import parse
 from pipeline.runtime import Runtime
 
 ROWS, STEPS = 8, 5

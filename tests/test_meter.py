@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import checkpoint_writer, meter, train
-from pipeline.config import parse
+from pipeline.config_io import parse
 from pipeline.run_lock import lock_run
 from pipeline.run_plan import prepare
 from pipeline.tasks.classification import Classification

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from models.build import build
 from pipeline import network
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, Data, Model, parse
+from pipeline.config import Config, Data, Model
+from pipeline.config_io import parse
 from pipeline.data import index
 from pipeline.errors import UserError
 from pipeline.run_plan import _changes, num_classes, prepare

@@ -17,7 +17,8 @@ from models.build import build
 from models.dense import Dense
 from pipeline.bench.arguments import require_count, require_network
 from pipeline.bench.rows import Row, spread
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_io import parse
 from pipeline.data.index import COLUMNS, Index, load
 from pipeline.data.loader import eval_batches
 from pipeline.data.output import Output

@@ -20,7 +20,8 @@ from pipeline import engine, optim
 from pipeline.bench.contestant import LR
 from pipeline.bench.trainers.limit_step import batch_on
 from pipeline.bench.trainers.ours import NUM_CLASSES, steps
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_io import parse
 from pipeline.runtime import Runtime
 
 MATRIX = {"cuda": 8192, "cpu": 2048}  # rows of square matrices

@@ -24,7 +24,8 @@ from torch import nn
 from models.build import check_name
 from models.weights import head_of, load_weights, published_file, read_weights, torchvision_weights, without_relics
 from pipeline import checkpoint, network
-from pipeline.config import Config, apply, parse
+from pipeline.config import Config
+from pipeline.config_io import apply, parse
 from pipeline.errors import UserError
 from pipeline.evaluation.published import torchvision_entries
 from pipeline.files import file_sha256

@@ -11,7 +11,7 @@ import torch
 
 from models.weights import to_torchvision
 from pipeline import network
-from pipeline.config import resolved
+from pipeline.config_io import resolved
 from pipeline.errors import UserError
 from pipeline.evaluation.classifier import EXPORTED_BY, Classifier
 from pipeline.files import AGAIN, file_sha256, replace, room, save_tensors, whole

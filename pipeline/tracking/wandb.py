@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, resolved
+from pipeline.config import Config
+from pipeline.config_io import resolved
 from pipeline.tracking.points import STEP, Media, Point
 from pipeline.tracking.sink import Sink
 

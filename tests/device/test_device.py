@@ -21,7 +21,8 @@ import torch
 from models.build import build
 from pipeline import engine, network, optim
 from pipeline.bench.trainers.ours import steps as stepping
-from pipeline.config import Config, Data, parse
+from pipeline.config import Config, Data
+from pipeline.config_io import parse
 from pipeline.data import quarantine
 from pipeline.data.crops import whole
 from pipeline.data.decoding.dali import Decoder

@@ -30,7 +30,8 @@ from models.build import build, known_names
 from models.dense import Dense
 from pipeline import engine, optim
 from pipeline.bench.trainers.ours import NeverStopped
-from pipeline.config import Config, Data, parse
+from pipeline.config import Config, Data
+from pipeline.config_io import parse
 from pipeline.data.loader import Batch, WholeImages, _upload
 from pipeline.data.output import Output
 from pipeline.evaluation import evaluate as evaluation

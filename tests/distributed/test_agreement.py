@@ -12,7 +12,7 @@ import pytest
 import torch.multiprocessing as mp
 
 from pipeline import agreement
-from pipeline.config import parse
+from pipeline.config_io import parse
 from pipeline.errors import UserError
 from pipeline.locks import only_job
 from pipeline.runtime import start as join

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import parse
+from pipeline.config_io import parse
 from pipeline.evaluation.papers import Entry, compare
 
 VGG_RECIPE = {"recipe": "vgg"}

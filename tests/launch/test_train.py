@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from launch import train as command
 from models.build import build
 from pipeline import hints
-from pipeline.config import load
+from pipeline.config_io import load
 from tests.conftest import called, disk_of, fill, refused
 
 ROOT = Path(__file__).parents[2]

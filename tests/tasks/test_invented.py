@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import parse
+from pipeline.config_io import parse
 from pipeline.data.index import load
 from pipeline.data.loader import order_of, train_batches
 from pipeline.errors import UserError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_io import parse
 from pipeline.errors import UserError
 from pipeline.evaluation.score import Score
 from pipeline.tracking.journal import open_journal

@@ -3,7 +3,8 @@
 import torch
 
 from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, LR, MEAN, SEED, STD, Entry, Task, enter, versions
-from pipeline.config import Config, Data, apply, parse
+from pipeline.config import Config, Data
+from pipeline.config_io import apply, parse
 from pipeline.data.index import Index, load
 from pipeline.data.loader import order_of
 from pipeline.data.order import Order

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import parse
+from pipeline.config_io import parse
 from pipeline.data import index, quarantine
 from pipeline.data.loader import order_of, train_batches
 from pipeline.data.storage import mirror
