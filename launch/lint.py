@@ -11,15 +11,12 @@ do not count), 1 with errors, 2 for a mistake in the command.
 """
 
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from launch.command import Parser, imported_for_pool, run
 from launch.progress import meter
-from pipeline import hints
 from pipeline.errors import UserError
 from pipeline.wording import counted
 
@@ -30,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
     with imported_for_pool("pipeline.linting.lint", "run the same command again, it starts afresh") as linting:
+        from pipeline.linting import summary
+
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: give 1 or more")
         start_s = time.monotonic()
@@ -37,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         wall_s, images = time.monotonic() - start_s, sum(one.report["num_images"] for one in linted)
         pace = f"{images / wall_s:.0f} images/s with {counted(args.workers, 'process', 'processes')}"
         print(f"{counted(images, 'image')} in {wall_s:.1f} s: {pace}")
-        for one in linted:
-            _report(one)
+        for line in (line for one in linted for line in summary.lines(one)):
+            print(line)
         return ERRORS if any(one.report["counts"]["error"] for one in linted) else CLEAN
 
 
@@ -52,43 +51,6 @@ def _parser() -> Parser:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=cores, help=f"processes (default: all cores, {cores})")
     return parser
-
-
-def _report(linted: Any) -> None:
-    from pipeline.data.index import QUARANTINE
-    from pipeline.linting.findings import KINDS
-    from pipeline.linting.lint import PAGE
-    from pipeline.linting.page import verdict, where
-
-    report, folder = linted.report, linted.folder
-    print(f"{verdict(report)}, {report['source']}")
-    example: dict[str, str] = {}
-    for finding in report["findings"]:
-        example.setdefault(finding["kind"], where(finding))
-    for kind, facts in report["kinds"].items():
-        print(f"  {facts['severity']:<8}{facts['count']:>9,}  {facts['title']}")
-        print(f"{'':21}e.g. {example[kind]}")
-    if linted.num_quarantined:
-        print(f"{folder / QUARANTINE} has new rows, of images that cannot be decoded: {linted.num_quarantined:,}")
-        if not linted.is_packed or folder.resolve() != linted.home.resolve():
-            print("training reads the quarantine.tsv beside a packed set's manifest.json: copy it there")
-    if linted.num_forgotten:
-        print(f"{folder / QUARANTINE} lost rows, of images that are fine now: {linted.num_forgotten:,}")
-    print(f"page: {folder / PAGE}")
-    worst = next(iter(report["kinds"]), None)
-    severity = KINDS[worst].severity if worst else ""
-    if worst and severity != "info":
-        print(f"next: {KINDS[worst].action}")
-    if severity == "error":
-        return
-    if linted.is_packed:
-        name, then = Path(report["source"]).name, "then" if severity == "warning" else "next"
-        if name in ("train", "validation"):
-            print(f"{then}: train with it: {shlex.quote(f'data.{name}=' + report['source'])}")
-        else:
-            print(f"{then}: score on it: {hints.command('launch.evaluate', 'RUN', '--data', report['source'])}")
-    else:
-        print(f"{'then' if severity == 'warning' else 'next'}: {hints.command('launch.pack', report['source'], 'OUT')}")
 
 
 if __name__ == "__main__":

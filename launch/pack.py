@@ -17,16 +17,13 @@ Stopped at any time, the same command goes on.
 import argparse
 import glob
 import os
-import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from launch.command import Parser, imported_for_pool, run
 from launch.progress import meter
 from pipeline import hints
 from pipeline.errors import UserError
-from pipeline.wording import counted
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.more:
             sources = [args.source, str(args.out), *args.more][:-1]
             raise UserError(_expanded(sys.argv[1:] if argv is None else argv, sources))
-        _report(pack.pack(args.source, args.out, options, args.workers, _say, meter), args.out)
+        from pipeline.packing.report import lines
+
+        for line in lines(pack.pack(args.source, args.out, options, args.workers, _say, meter), args.out):
+            _say(line)
     return 0
 
 
@@ -100,29 +100,6 @@ def _expanded(argv: list[str], sources: list[str]) -> str:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _report(packed: dict[str, Any], out: Path) -> None:
-    for name, counts in packed["sets"].items():
-        images, shards = counted(counts["images"], "image"), counted(counts["shards"], "shard")
-        _say(f"{out / name}: {images} in {shards}, {counted(packed['num_classes'], 'class', 'classes')}")
-    for doubt in packed["doubts"]:
-        _say(f"warning: {doubt}")
-    if "train" in packed["sets"]:
-        config = hints.ours("configs/alexnet.yaml" if shutil.which("nvidia-smi") else "configs/alexnet_cpu.yaml")
-        validation = out / "validation" if "validation" in packed["sets"] else "none"
-        words = [config, f"data.train={out / 'train'}", f"data.validation={validation}"]
-        _say(f"next: {hints.script('launch/single_node.sh', *words)}")
-    else:
-        scored = out / next(iter(packed["sets"]))
-        _say(f"next: {hints.command('launch.evaluate', 'RUN_OR_NETWORK', '--data', scored)}")
-    if packed["kind"] == "WebDataset shards":
-        _say(f"images were not decoded, only their headers read; to do that: {hints.command('launch.lint', out)}")
-    elif packed.get("converted"):
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in packed["converted"].items())
-        _say(f"stored as PNG, without loss, since training would not decode their bytes as Pillow does: {kinds}")
-    if packed["num_rejected"]:
-        _say(f"{counted(packed['num_rejected'], 'file')} left out, listed in {out / 'rejected.tsv'}")
 
 
 if __name__ == "__main__":

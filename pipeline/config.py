@@ -257,6 +257,10 @@ class Train(Section):
     """Minutes in which no process comes to a new point (data, a step, a batch of an evaluation, a checkpoint) until
     torchrun's launcher ends the job; it tells after 20 s where it hangs. 0: it waits for ever."""
 
+    def uses_bf16(self, on_gpu: bool) -> bool:
+        """Whether networks run under bf16 autocast."""
+        return self.precision == "bf16" or (self.precision == "auto" and on_gpu)
+
     def split(self, world: int) -> tuple[int, int]:
         """(micro_batch, micro_steps) of one process of `world`; their product times `world` is the global batch.
 

@@ -36,7 +36,7 @@ def deepspeed_config(config: Config, world: int, on_gpu: bool) -> dict[str, Any]
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": config.optimizer.clip_norm,
         "zero_optimization": {"stage": config.train.zero_stage},
-        "torch_autocast": {"enabled": uses_bf16(config, on_gpu), "dtype": "bfloat16"},
+        "torch_autocast": {"enabled": config.train.uses_bf16(on_gpu), "dtype": "bfloat16"},
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice in each micro-step
@@ -50,10 +50,6 @@ def deepspeed_config(config: Config, world: int, on_gpu: bool) -> dict[str, Any]
     for key, value in config.deepspeed.items():
         settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
     return settings
-
-
-def uses_bf16(config: Config, on_gpu: bool) -> bool:
-    return config.train.precision == "bf16" or (config.train.precision == "auto" and on_gpu)
 
 
 def build(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, runtime: Runtime) -> Any:

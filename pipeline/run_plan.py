@@ -176,3 +176,14 @@ def _changes(config: Config, index: Index, progress: Progress, folder: Path) -> 
             )
         changes.append(f"{key}: {old.get(key)} -> {new[key]}")
     return tuple(changes)
+
+
+def try_start(config: Config, plan: RunPlan) -> None:
+    """What only torch can tell, and only some configs ask: a GPU to decode on, weights that fit. Imports torch."""
+    if config.data.decoder == "gpu":
+        from pipeline.data.loader import decodes_on_gpu
+        from pipeline.runtime import has_gpu
+
+        decodes_on_gpu(config.data, "cuda" if has_gpu() else "cpu")
+    if not plan.checkpoint:
+        network.try_start(config.model, config.data, num_classes(config, plan.progress))

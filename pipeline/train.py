@@ -223,7 +223,7 @@ def _evaluate(job: Job, validation: Index) -> None:
             config,
             validation,
             runtime=runtime,
-            bf16=engine.uses_bf16(config, runtime.on_gpu),
+            bf16=config.train.uses_bf16(runtime.on_gpu),
             progress=lambda _: job.here.note(EVALUATE, progress.step),
         )
     model.train()

@@ -133,7 +133,7 @@ def _bare(network: str, batch: int, runtime: Runtime) -> Callable[[], object]:
     model: nn.Module = build(network, NUM_CLASSES).to(runtime.device).train()
     optimizer = optim.build(model, config.optimizer)
     given = batch_on(runtime.device, batch)
-    bf16 = engine.uses_bf16(config, runtime.on_gpu)
+    bf16 = config.train.uses_bf16(runtime.on_gpu)
 
     def step() -> None:
         with torch.autocast(runtime.device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -205,7 +205,7 @@ def _config(tree: dict[str, Any], changes: list[str], source: str, changeable: t
         if key in OF_TRAINING:
             raise UserError(f"{word}: training alone reads {key}. Leave it out")
         apply(tree, word)
-    return parse(tree, source)
+    return parse(tree, source, [word.partition("=")[0] for word in changes])
 
 
 def _read(file: Path, source: str) -> dict[str, torch.Tensor]:
