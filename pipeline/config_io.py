@@ -38,9 +38,12 @@ def load(
 ) -> Config:
     """Read a YAML file, apply `key.subkey=value` words in order, check everything. Values are parsed as YAML.
 
+    A relative path that is not there is looked up beside this package: configs/alexnet.yaml is found from anywhere.
     `tell` is told which keys of the file are left out because a word chose another kind of schedule, recipe or shuffle.
     """
     path = Path(path)
+    if not path.exists() and (hints.ROOT / path).is_file():
+        path = hints.ROOT / path
     try:
         tree = yaml.load(path.read_text(), _Loader) or {}
     except FileNotFoundError:
