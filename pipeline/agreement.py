@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import files
+from pipeline import files, own
 from pipeline.config import Config
 from pipeline.config_io import resolved
 from pipeline.data.index import Index
@@ -53,6 +53,8 @@ def of_scoring(found: "Sequence[Classifier]", index: Index, runtime: Runtime) ->
 def _of_any(config: Config, runtime: Runtime) -> Facts:
     facts = {key: value for key, value in flat(resolved(config)).items() if key not in PATHS}
     facts |= {f"version of {name}": version for name, version in versions().items()}
+    for key, value in (("task", config.task), ("data.recipe", config.data.recipe), ("model.name", config.model.name)):
+        facts |= own.code_of(key, value)
     return facts | {"code (SHA-256)": _code_sha256(), "processes on the machine": runtime.local_world}
 
 

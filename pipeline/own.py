@@ -6,12 +6,17 @@ In: a key of the config and its value. Out: what it stands for, or UserError.
 import difflib
 import importlib
 import re
+import sys
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.files import file_sha256
 
 _OWN = re.compile(r"\w+(\.\w+)*:\w+")
+# What a task has, see pipeline/tasks/task.py.
+TASK = ("fields", "num_counts", "targets", "loss", "counts", "scores", "require", "evaluate", "headline")
 
 
 def check(value: str, known: Collection[str]) -> str:
@@ -23,11 +28,12 @@ def check(value: str, known: Collection[str]) -> str:
     return value
 
 
-def find(key: str, value: str) -> Any:
-    """The function or class that `package.module:name` stands for. Raises UserError if there is none."""
+def find(key: str, value: str, has: Collection[str] = ()) -> Any:
+    """The function or class that `package.module:name` stands for. Raises UserError if there is none, or it lacks one
+    of the attributes that it must have."""
     module, _, name = value.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        thing = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         # Only the module that was named is a mistake of the config; one that it imports itself is not.
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
@@ -35,3 +41,13 @@ def find(key: str, value: str) -> Any:
         raise UserError(f"{key}={value}: there is no module {error.name}; is it installed, or on PYTHONPATH?") from None
     except AttributeError:
         raise UserError(f"{key}={value}: module {module} has no {name}") from None
+    if missing := [attribute for attribute in has if not hasattr(thing, attribute)]:
+        raise UserError(f"{key}={value}: {name} lacks {', '.join(missing)}, see docs/architecture.md, Contracts")
+    return thing
+
+
+def code_of(key: str, value: str) -> dict[str, str]:
+    """What tells two machines' code of a user's own apart: the SHA-256 of its file; nothing if `value` is not such."""
+    module = sys.modules.get(value.partition(":")[0]) if _OWN.fullmatch(value) else None
+    file = getattr(module, "__file__", None)
+    return {f"{key} (SHA-256 of its file)": file_sha256(Path(file))} if file else {}

@@ -58,7 +58,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
     if config.data.recipe not in RECIPES:
         own.find("data.recipe", config.data.recipe)
     if config.task != "classification":
-        own.find("task", config.task)
+        own.find("task", config.task, own.TASK)
     if config.train.compile and not c_compiler():
         raise UserError(
             "train.compile=true, but there is no C compiler here, which torch.compile calls. Install gcc, or set "

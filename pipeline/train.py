@@ -228,6 +228,8 @@ def _evaluate(job: Job, validation: Index) -> None:
         )
     model.train()
     error = task.headline(scores)
+    if not 0 <= error <= 1:
+        raise UserError(f"task={config.task}: its headline of step {progress.step} is {error}, which must be in 0..1")
     progress.errors.append(error)
     if progress.best_error is None or error < progress.best_error:
         progress.best_error, progress.best_step = error, progress.step

@@ -79,7 +79,7 @@ def whole(heights, widths) -> Crops:
     most = LONGEST * np.minimum(heights, widths).astype(np.int64)
     tall, wide = np.minimum(heights, most), np.minimum(widths, most)
     none = np.zeros(len(heights), bool), np.zeros((len(heights), 3), np.float32)
-    return _pack((heights - tall) // 2, (widths - wide) // 2, tall, wide, *none)
+    return pack((heights - tall) // 2, (widths - wide) // 2, tall, wide, *none)
 
 
 def pca_of(covariance) -> tuple[np.ndarray, np.ndarray]:
@@ -100,15 +100,16 @@ def _offset(random: np.ndarray, room: np.ndarray) -> np.ndarray:
     return np.floor(random * (np.maximum(room, 0) + 1)).astype(np.int64)
 
 
-def _pack(top, left, height, width, flip, colour) -> Crops:
+def pack(top, left, height, width, flip, colour) -> Crops:
+    """Crops of columns of any type."""
     top, left, height, width = (np.asarray(values, np.int32) for values in (top, left, height, width))
-    return Crops(top, left, height, width, flip, colour)
+    return Crops(top, left, height, width, np.asarray(flip, bool), np.asarray(colour, np.float32))
 
 
 def _windows(top, left, height, width, ids, seed, epoch, pca) -> Crops:
     flip = uniform(seed, epoch, ids, _FLIP) < 0.5
     colour = np.zeros((len(ids), 3), np.float32) if pca is None else colour_shift(seed, epoch, ids, pca)
-    return _pack(top, left, height, width, flip, colour)
+    return pack(top, left, height, width, flip, colour)
 
 
 Recipe = Callable[..., Crops]

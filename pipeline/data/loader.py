@@ -156,7 +156,8 @@ def eval_batches(
 def recipe(index: Index, data: Data) -> crops.Recipe:
     """The config's recipe as one function of (heights, widths, ids, seed, epoch)."""
     if data.recipe not in crops.RECIPES:
-        return partial(own.find("data.recipe", data.recipe), crop_px=data.crop_px, pca=_pca(index, data))
+        function = partial(own.find("data.recipe", data.recipe), crop_px=data.crop_px, pca=_pca(index, data))
+        return lambda *asked: crops.pack(**vars(function(*asked)))
     choose, names = crops.RECIPES[data.recipe]
     return partial(choose, pca=_pca(index, data), **{name: getattr(data, name) for name in names})
 

@@ -110,6 +110,11 @@ def _checkpoint(path: Path, changes: list[str], best: bool) -> Classifier:
     folder = checkpoint.find(path, "best" if best else "latest")
     progress = checkpoint.read(folder)
     config = _config(progress.config, changes, str(folder))
+    if config.task != "classification":
+        raise UserError(
+            f"{path} was trained for task={config.task}, and classifiers are what is scored and exported here. Its own "
+            f"scores are in {path}/metrics.jsonl, at each validation; its weights are {folder / checkpoint.WEIGHTS}"
+        )
     num_outputs = config.model.num_classes or len(progress.classes)
     return Classifier(
         str(path),

@@ -63,5 +63,5 @@ def task_of(config: Config) -> Task:
     """Raises UserError for a task of one's own that is not there."""
     if config.task == "classification":
         return Classification(config.train.label_smoothing)
-    task: Task = own.find("task", config.task)()
+    task: Task = own.find("task", config.task, own.TASK)()
     return task

@@ -18,8 +18,8 @@ from pipeline.runtime import Runtime
 
 def corner(heights, widths, ids, seed, epoch, *, crop_px: int, pca=None) -> Crops:
     """The upper left corner, mirrored at odd ids in even epochs, with less red."""
-    side = np.minimum(np.minimum(heights, widths), crop_px).astype(np.int32)
-    zero = np.zeros(len(ids), np.int32)
+    side = np.minimum(np.minimum(heights, widths), crop_px)
+    zero = np.zeros(len(ids))
     colour = np.tile(np.float32([-0.25, 0, 0]), (len(ids), 1))
     return Crops(zero, zero, side, side, (ids + epoch) % 2 == 1, colour)
 

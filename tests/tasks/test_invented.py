@@ -1,15 +1,19 @@
 """A recipe, a task and a network that this package does not know, named in a config, train and are scored."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline import agreement
 from pipeline.config_io import parse
 from pipeline.data.index import load
 from pipeline.data.loader import order_of, train_batches
 from pipeline.errors import UserError
+from pipeline.evaluation import classifier
 from pipeline.run_lock import lock_run
 from pipeline.run_plan import prepare
 from pipeline.runtime import RankInfo
@@ -49,6 +53,36 @@ def test_they_train_and_are_scored(tree, alone):
     assert progress["best_step"] == 5 * (errors.index(min(errors)) + 1)
 
 
+def test_they_are_not_scored_as_classifiers(tree, alone):
+    config = parse(tree | {"train": {"global_batch": 10, "epochs": 1}}, "test")
+    plan = prepare(config, 1)
+    with lock_run(plan, alone):
+        train(config, plan, alone, Whereabouts(plan.run, 0))
+    with pytest.raises(UserError, match=rf"{plan.run} was trained for task={HERE}:Mirrored.*{plan.run}/metrics.jsonl"):
+        classifier.read(str(plan.run), [])
+
+
+@pytest.mark.parametrize("headline", [-0.1, 1.5, float("nan")])
+def test_a_headline_that_no_checkpoint_could_hold_ends_the_run(tree, alone, monkeypatch, headline):
+    config = parse(tree | {"train": {"global_batch": 10, "epochs": 1}}, "test")
+    plan = prepare(config, 1)
+    monkeypatch.setattr(Mirrored, "headline", lambda self, scores: headline)
+    with (
+        pytest.raises(UserError, match=f"its headline of step 5 is {headline}, which must be in 0..1"),
+        lock_run(plan, alone),
+    ):
+        train(config, plan, alone, Whereabouts(plan.run, 0))
+
+
+def test_other_code_on_another_machine_is_told(tree, alone):
+    config = parse(tree, "test")
+    plan = prepare(config, 1)
+    facts = agreement.of_training(config, plan, alone)
+    file = Path(__file__).with_name("invented.py")
+    for key in ("task", "data.recipe"):
+        assert facts[f"{key} (SHA-256 of its file)"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def test_targets_follow_the_placement_and_colours_the_recipe(tree, photos):
     index, data = load(photos), parse(tree, "test").data
     order = order_of(index, data, 10, seed=0)
@@ -68,6 +102,7 @@ def test_targets_follow_the_placement_and_colours_the_recipe(tree, photos):
         ("task", "clasification", "Did you mean classification?"),
         ("task", "tests.tasks.nowhere:Task", "there is no module tests.tasks.nowhere"),
         ("task", f"{HERE}:Missing", f"module {HERE} has no Missing"),
+        ("task", f"{HERE}:sized", "sized lacks fields, num_counts, targets, loss, counts, scores, require, evaluate,"),
         ("recipe", "inceptoin", "Did you mean inception?"),
         ("recipe", f"{HERE}:missing", f"module {HERE} has no missing"),
     ],
