@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "launch.bench", *(sys.argv[1:] if argv is None else argv)]
         os.execve(sys.executable, command, KEEP_MEMORY | os.environ)
     what, to_json, plot = args.pop("what"), args.pop("json"), args.pop("plot")
-    wanted = {name: value for name, value in args.items() if value is not None}
+    settings = {name: value for name, value in args.items() if value is not None}
     if to_json:
         require_file("--json", to_json)
     if plot:
@@ -47,15 +47,15 @@ def main(argv: list[str] | None = None) -> int:
         from pipeline.bench.suite import measure as suite
 
         with told_when_interrupted():
-            suite(wanted, to_json, plot, _say)
+            suite(settings, to_json, plot, _say)
         return 0
     from pipeline.bench.machine import machine
     from pipeline.bench.rows import finish
 
     measure = _measures(what)  # imports before the signals are caught: NumPy's makes an ImportError of an interrupt
     with told_when_interrupted():
-        rows, facts = measure(wanted)
-        finish(rows, {what: facts}, machine(), to_json, plot, _say)
+        rows, details = measure(settings)
+        finish(rows, {what: details}, machine(), to_json, plot, _say)
     return 0
 
 
@@ -64,20 +64,20 @@ def _measures(what: str) -> Callable[[dict[str, Any]], tuple[list, dict]]:
     if what == "startup":
         from pipeline.bench.startup import measure as startup
 
-        return lambda wanted: ([], startup(wanted["work"] / "startup", wanted["repeats"], _say))
+        return lambda settings: ([], startup(settings["work"] / "startup", settings["repeats"], _say))
     if what == "step":
         from pipeline.bench.step import Steps
         from pipeline.bench.step import measure as step
 
-        return lambda wanted: step(Steps(**wanted), _say)
+        return lambda settings: step(Steps(**settings), _say)
     if what == "evaluate":
         from pipeline.bench.evaluation import Race
         from pipeline.bench.evaluation import measure as views
 
-        return lambda wanted: views(Race(**wanted), _say)
+        return lambda settings: views(Race(**settings), _say)
     from pipeline.bench.contest import Contest, contest
 
-    return lambda wanted: contest(Contest(kind=what, **wanted), _say)
+    return lambda settings: contest(Contest(kind=what, **settings), _say)
 
 
 def _parser() -> Parser:

@@ -47,9 +47,9 @@ def leave(error: Exception, mistake: str | None) -> None:
         print(f"error: {words}", file=sys.stderr, flush=True)
     if file:
         trace = words if mistake else "".join(traceback.format_exception(error)).strip()
-        facts: dict[str, Any] = {"timestamp": str(int(time.time())), "py_callstack": trace}  # torch reads these two
-        facts |= {"at": time.time(), "lost_peer": lost_peer, "told": told}
-        _write(Path(file), json.dumps({"message": {"message": words, "extraInfo": facts}}))
+        extra: dict[str, Any] = {"timestamp": str(int(time.time())), "py_callstack": trace}  # torch reads these two
+        extra |= {"at": time.time(), "lost_peer": lost_peer, "told": told}
+        _write(Path(file), json.dumps({"message": {"message": words, "extraInfo": extra}}))
 
 
 def _write(file: Path, text: str) -> None:
@@ -61,14 +61,14 @@ def _write(file: Path, text: str) -> None:
 
 def read(file: Path, code: int, rank: int, final: bool) -> Failure:
     """Of a rank that ended with `code` (-N: by signal N) and may have left its words in `file`."""
-    words, facts = f"exit code {code}; its own words are above", {}
+    words, extra = f"exit code {code}; its own words are above", {}
     if code < 0:
         known = {number.value: number.name for number in signal.Signals}
         name = known.get(-code, f"signal {-code}")
         words = f"killed by {name}" + (", as the kernel does when memory runs out" if name == "SIGKILL" else "")
     try:
         message = json.loads(file.read_text())["message"]
-        words, facts = message["message"], dict(message["extraInfo"])
+        words, extra = message["message"], dict(message["extraInfo"])
     except (OSError, ValueError, TypeError, KeyError):
         pass  # it had no time to leave any
     return Failure(
@@ -76,10 +76,10 @@ def read(file: Path, code: int, rank: int, final: bool) -> Failure:
         host=socket.gethostname(),
         exit_code=code if code > 0 else 128 - code,
         words=words,
-        trace=facts.get("py_callstack", ""),
-        at=facts.get("at", 0.0),
-        lost_peer=facts.get("lost_peer", False),
-        told=facts.get("told", False),
+        trace=extra.get("py_callstack", ""),
+        at=extra.get("at", 0.0),
+        lost_peer=extra.get("lost_peer", False),
+        told=extra.get("told", False),
         final=final,
     )
 

@@ -33,12 +33,12 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--workers {args.workers}: give 1 or more")
         start_s = time.monotonic()
         linted = linting.lint(args.shards, args.out, args.workers, meter, args.forget)
-        wall_s, images = time.monotonic() - start_s, sum(one.report["num_images"] for one in linted)
+        wall_s, images = time.monotonic() - start_s, sum(of_set.report["num_images"] for of_set in linted)
         pace = f"{images / wall_s:.0f} images/s with {counted(args.workers, 'process', 'processes')}"
         print(f"{counted(images, 'image')} in {wall_s:.1f} s: {pace}")
-        for line in (line for one in linted for line in summary.lines(one)):
+        for line in (line for of_set in linted for line in summary.lines(of_set)):
             print(line)
-        return ERRORS if any(one.report["counts"]["error"] for one in linted) else CLEAN
+        return ERRORS if any(of_set.report["counts"]["error"] for of_set in linted) else CLEAN
 
 
 def _parser() -> Parser:

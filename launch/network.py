@@ -96,13 +96,13 @@ def _links() -> dict[str, str]:
 
 def _resolve(host: str) -> list[tuple[int, str]]:
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"MASTER_ADDR={host} cannot be resolved on {socket.gethostname()} ({error}). Give a name that all machines "
             f"can resolve, or an address (on that machine, hostname -I lists its addresses)"
         ) from None
-    return [(family, str(address[0]).partition("%")[0]) for family, _, _, _, address in found]
+    return [(family, str(address[0]).partition("%")[0]) for family, _, _, _, address in addresses]
 
 
 def _own_address_towards(family: int, address: str) -> str | None:

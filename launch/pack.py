@@ -89,7 +89,7 @@ def _expanded(argv: list[str], sources: list[str]) -> str:
     """What to say of several: most often the shell has replaced a pattern by the files that match."""
     told = f"{len(sources)} words before OUT, and SOURCE is one. If the shell expanded a pattern, quote it: "
     first, common = sources[0], max(map(len, sources))
-    while common and any(one[:common] != first[:common] for one in sources):
+    while common and any(source[:common] != first[:common] for source in sources):
         common -= 1
     pattern = f"{first[:common]}*{Path(first).suffix}"
     if set(glob.glob(pattern)) != set(sources):  # from braces, or a choice of files

@@ -43,24 +43,24 @@ class Seen(NamedTuple):
 def explain(seen: list[Seen], unheard: dict[str, float]) -> str:
     """Where a job hangs: at machines that nothing was heard of for so many seconds, at ranks that are stopped, else at
     those that are furthest behind, if any are."""
-    found = [
+    reasons = [
         f"nothing was heard of {host} for {age_s:.0f} s (is it down, or the network towards it?)"
         for host, age_s in unheard.items()
     ]
-    found += [
-        f"rank {one.rank} on {one.host} is stopped by a signal (kill -CONT {one.pid} lets it go on)"
-        for one in seen
-        if one.is_stopped
+    reasons += [
+        f"rank {rank.rank} on {rank.host} is stopped by a signal (kill -CONT {rank.pid} lets it go on)"
+        for rank in seen
+        if rank.is_stopped
     ]
-    others = [one for one in seen if not one.is_stopped and one.host not in unheard]
-    first, last = (choose((one.place for one in others), default=None) for choose in (min, max))
-    if not found and first != last:
-        behind = [one for one in others if one.place == first]
-        waits = ", waiting for a disk" if all(one.state == "D" for one in behind) else ""
-        found.append(f"{_named(behind)} {_are(behind)} still at {_point(first)}{waits}")
-    if last and not found:
+    others = [rank for rank in seen if not rank.is_stopped and rank.host not in unheard]
+    first, last = (choose((rank.place for rank in others), default=None) for choose in (min, max))
+    if not reasons and first != last:
+        behind = [rank for rank in others if rank.place == first]
+        waits = ", waiting for a disk" if all(rank.state == "D" for rank in behind) else ""
+        reasons.append(f"{_named(behind)} {_are(behind)} still at {_point(first)}{waits}")
+    if last and not reasons:
         return f"all ranks are at {_point(last)}"
-    return "; ".join(found) + (f"; the others are at {_point(last)}" if last else "")
+    return "; ".join(reasons) + (f"; the others are at {_point(last)}" if last else "")
 
 
 def _point(place: tuple[int, int] | None) -> str:
@@ -73,8 +73,8 @@ def _are(seen: list[Seen]) -> str:
 
 def _named(seen: list[Seen]) -> str:
     ranks = defaultdict(list)
-    for one in seen:
-        ranks[one.host].append(str(one.rank))
+    for rank in seen:
+        ranks[rank.host].append(str(rank.rank))
     names = [f"rank {', '.join(of[:4])}{' ...' if len(of) > 4 else ''} on {host}" for host, of in ranks.items()]
     return " and ".join(names[:3]) + (f" and {len(names) - 3} more machines" if len(names) > 3 else "")
 
@@ -93,16 +93,16 @@ def see(watched: Rank, host: str, since_s: float) -> Seen:
 
 def shortest_still_s(seen: list[Seen]) -> float:
     """Since any of them came to a new point."""
-    return min(one.still_s for one in seen)
+    return min(rank.still_s for rank in seen)
 
 
 def missing(handler: Any, waited_s: float) -> str:
     """Who has come to the rendezvous. Reads torch's own state, which has no public form."""
     state = getattr(getattr(handler, "_state_holder", None), "state", None)
-    wanted = getattr(getattr(handler, "settings", None), "min_nodes", "?")
+    num = getattr(getattr(handler, "settings", None), "min_nodes", "?")
     here = sorted(node.addr for node in getattr(state, "participants", ()))
     return (
-        f"warning: {len(here)} of {wanted} machines have come in {waited_s:.0f} s: {', '.join(here) or 'none'}. Start "
+        f"warning: {len(here)} of {num} machines have come in {waited_s:.0f} s: {', '.join(here) or 'none'}. Start "
         f"the same command on the others. If they wait too, they have another MASTER_ADDR, MASTER_PORT or JOB_ID, or "
         f"the network between them is closed"
     )

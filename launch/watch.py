@@ -85,10 +85,10 @@ class Watch:
     def hangs(self) -> str | None:
         """Where, if the ranks of this machine have trained before and do not come to new points any more."""
         seen = self._seen()
-        if not seen or any(one.point not in (DATA, COMPUTE, EVALUATE) for one in seen) or not self._longest_s:
+        if not seen or any(rank.point not in (DATA, COMPUTE, EVALUATE) for rank in seen) or not self._longest_s:
             return None
         patience_s = max(QUIET_S, 3 * self._longest_s)
-        if any(one.point == EVALUATE for one in seen):  # a first batch of many crops
+        if any(rank.point == EVALUATE for rank in seen):  # a first batch of many crops
             patience_s = max(patience_s, 3 * QUIET_S)
         return self._words(seen) if shortest_still_s(seen) > patience_s else None
 
@@ -133,10 +133,10 @@ class Watch:
 
     def _seen(self) -> list[Seen]:
         seen = [see(rank, self.host, self._since_s) for rank in self._ranks]
-        return [one for one in seen if one.state]
+        return [rank for rank in seen if rank.state]
 
     def _judge(self, seen: list[Seen]) -> None:
-        still_s, step = shortest_still_s(seen), min(one.step for one in seen)
+        still_s, step = shortest_still_s(seen), min(rank.step for rank in seen)
         if still_s < self._still_s and self._step > 1:
             self._longest_s = max(self._longest_s, self._still_s)
         self._still_s, self._step = still_s, step
@@ -162,8 +162,8 @@ class Watch:
     def _patience_s(self, seen: list[Seen]) -> float:
         """Longer where all ranks together may take long: at some points, in a first step, in a job of slow steps."""
         known = self._known(seen)
-        together = len({one.place for one in known}) == 1 and not self._unheard()
-        if together and not any(one.is_stopped for one in known) and (seen[0].point in LONG or not self._longest_s):
+        together = len({rank.place for rank in known}) == 1 and not self._unheard()
+        if together and not any(rank.is_stopped for rank in known) and (seen[0].point in LONG or not self._longest_s):
             return 3 * QUIET_S
         return max(QUIET_S, 3 * self._longest_s)
 
@@ -179,7 +179,7 @@ class Watch:
     def _known(self, seen: list[Seen]) -> list[Seen]:
         """The ranks of this machine, and those that others have reported."""
         others = [of for number, (_, of, _, _) in dict(self._reports).items() if number != self._machine]
-        return seen + [one for of in others for one in of]
+        return seen + [rank for of in others for rank in of]
 
     def _words(self, seen: list[Seen]) -> str:
         return explain(seen if self._contact_age_s() > UNHEARD_S else self._known(seen), self._gone())
@@ -212,10 +212,10 @@ class Watch:
     def _stacks(self, seen: list[Seen]) -> str:
         """Have all ranks of this machine write Python's stacks, and collect them in the run folder."""
         stacks = []
-        for one in seen:
-            if not one.is_stopped:
+        for rank in seen:
+            if not rank.is_stopped:
                 with contextlib.suppress(OSError):
-                    os.kill(one.pid, signal.SIGUSR2)
+                    os.kill(rank.pid, signal.SIGUSR2)
         time.sleep(1)
         run = ""
         for watched in self._ranks:
@@ -264,4 +264,4 @@ class Watch:
         host, seen, number = json.loads(report)
         before = self._reports.get(machine)
         if before is None or before[2] != number:
-            self._reports[machine] = host, [Seen(*one) for one in seen], number, time.monotonic()
+            self._reports[machine] = host, [Seen(*rank) for rank in seen], number, time.monotonic()

@@ -98,7 +98,7 @@ def torchvision_names() -> frozenset[str]:
     # torchvision.models.list_models() would say it too, after seconds of importing torch.
     registered = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
     files = (Path(package.origin).parent / "models").glob("*.py")
-    return frozenset(found for file in files for found in registered.findall(file.read_text(encoding="utf-8")))
+    return frozenset(name for file in files for name in registered.findall(file.read_text(encoding="utf-8")))
 
 
 def _build_torchvision(name: str, num_classes: int, settings: Mapping[str, Any]) -> "nn.Module":
@@ -154,11 +154,11 @@ def _check_factory(name: str) -> None:
 
 
 def _nearest(name: str, in_torchvision: bool) -> str:
-    full_names = {found: f"torchvision:{found}" for found in torchvision_names()}
+    full_names = {known: f"torchvision:{known}" for known in torchvision_names()}
     if not in_torchvision:
-        full_names |= {found: found for found in SETTINGS}
+        full_names |= {known: known for known in SETTINGS}
     near = difflib.get_close_matches(name.lower(), full_names, n=3)
-    return f". Did you mean {' or '.join(full_names[found] for found in near)}?" if near else "."
+    return f". Did you mean {' or '.join(full_names[known] for known in near)}?" if near else "."
 
 
 def _known() -> str:

@@ -33,11 +33,11 @@ class Dense(nn.Module):
         try:
             with torch.no_grad():
                 self.side = self.features(crop).shape[2]
-                wanted, found = network(crop), self(crop)
+                expected, dense = network(crop), self(crop)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{name} has no dense form: {error}") from error
-        allowed = 1e-3 * wanted.abs() + 1e-3 * wanted.abs().max()  # TF32 on a GPU rounds to 5e-4
-        if found.shape[2:] != (1, 1) or ((found.flatten(1) - wanted).abs() > allowed).any():
+        allowed = 1e-3 * expected.abs() + 1e-3 * expected.abs().max()  # TF32 on a GPU rounds to 5e-4
+        if dense.shape[2:] != (1, 1) or ((dense.flatten(1) - expected).abs() > allowed).any():
             raise ValueError(f"the dense form of {name} does not give its scores")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

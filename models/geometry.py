@@ -46,7 +46,7 @@ def window(layer: Any) -> Window | None:
 def smallest_image_px(layers: Iterable[Any]) -> int:
     """The smallest image side for which no map vanishes on the way through `layers`: 63 for AlexNet, 32 for VGG."""
     side = 1
-    for seen in reversed([found for layer in layers if (found := window(layer)) is not None]):
+    for seen in reversed([seen_by for layer in layers if (seen_by := window(layer)) is not None]):
         side = max(1, (side - 1) * seen.stride + seen.extent - 2 * seen.padding)
     return side
 

@@ -52,10 +52,10 @@ def grow(model: VGG, state_dict: Mapping[str, torch.Tensor]) -> None:
         raise ValueError(f"{has} has batch normalisation, {lacks} has not")
     parts = [(name, *name.rsplit(".", 1)) for name in own]
     names = {name: f"{layers[layer]}.{kind}" for name, layer, kind in parts if layer in layers}
-    wanted = {theirs: own[ours] for ours, theirs in names.items()}
-    given = {name: state_dict[name] for name in wanted if name in state_dict}
-    given |= _batch_counters(wanted, given)
-    _require_same(wanted, given, head_of(model), wanted_by="the VGG A that is needed")
+    needed = {theirs: own[ours] for ours, theirs in names.items()}
+    given = {name: state_dict[name] for name in needed if name in state_dict}
+    given |= _batch_counters(needed, given)
+    _require_same(needed, given, head_of(model), wanted_by="the VGG A that is needed")
     model.load_state_dict(own | {ours: given[theirs] for ours, theirs in names.items()}, strict=True)
 
 
@@ -128,7 +128,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # what is no torch file can make the reader raise anything
@@ -137,21 +137,21 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             f"{path} is not a torch file of nothing but tensors, and code in it is not run; save "
             f"model.state_dict() alone, or as .safetensors ({reason})"
         ) from error
-    return _unwrapped(found, path)
+    return _unwrapped(saved, path)
 
 
-def _unwrapped(found: Any, path: Path) -> dict[str, torch.Tensor]:
+def _unwrapped(saved: Any, path: Path) -> dict[str, torch.Tensor]:
     for key in WRAPPED_UNDER:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
+        if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
+            saved = saved[key]
+    if not isinstance(saved, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in saved.items()
     ):
         raise ValueError(f"{path} holds no state dict, neither itself nor under {', '.join(WRAPPED_UNDER)}")
     for prefix in WRAPPER_PREFIXES:
-        if all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return dict(found)
+        if all(name.startswith(prefix) for name in saved):
+            saved = {name.removeprefix(prefix): tensor for name, tensor in saved.items()}
+    return dict(saved)
 
 
 def _torchvision_name(name: str) -> str:
@@ -174,7 +174,7 @@ def _batch_counters(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.T
 
 
 def _require_same(
-    wanted: Mapping[str, torch.Tensor],
+    needed: Mapping[str, torch.Tensor],
     given: Mapping[str, torch.Tensor],
     head: list[str],
     wanted_by: str = "the model",
@@ -182,7 +182,7 @@ def _require_same(
     advice: str = "",
 ) -> None:
     """Raises ValueError listing how names and shapes differ; `advice` follows where only the classes do."""
-    differences = list(_differences(wanted, given, head, wanted_by, given_by, advice))
+    differences = list(_differences(needed, given, head, wanted_by, given_by, advice))
     if not differences:
         return
     more = len(differences) - MAX_DIFFERENCES
@@ -191,24 +191,24 @@ def _require_same(
 
 
 def _differences(
-    wanted: Mapping[str, torch.Tensor],
+    needed: Mapping[str, torch.Tensor],
     given: Mapping[str, torch.Tensor],
     head: list[str],
     wanted_by: str,
     given_by: str,
     advice: str,
 ) -> Iterator[str]:
-    both = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
-    if head and set(both) == set(head) and wanted[head[0]].shape[1:] == given[head[0]].shape[1:]:
-        classes = given[head[0]].shape[0], wanted[head[0]].shape[0]
+    both = [name for name in needed if name in given and needed[name].shape != given[name].shape]
+    if head and set(both) == set(head) and needed[head[0]].shape[1:] == given[head[0]].shape[1:]:
+        classes = given[head[0]].shape[0], needed[head[0]].shape[0]
         yield f"{given_by} has {classes[0]} classes, {wanted_by} {classes[1]}{advice}"
     for name in both:
-        yield f"{name} is {_shape(given[name])} in {given_by} and {_shape(wanted[name])} in {wanted_by}"
-    for name in wanted:
+        yield f"{name} is {_shape(given[name])} in {given_by} and {_shape(needed[name])} in {wanted_by}"
+    for name in needed:
         if name not in given:
-            yield f"{name} {_shape(wanted[name])} is missing in {given_by}"
+            yield f"{name} {_shape(needed[name])} is missing in {given_by}"
     for name in given:
-        if name not in wanted:
+        if name not in needed:
             yield f"{name} {_shape(given[name])} is unknown to {wanted_by}"
 
 

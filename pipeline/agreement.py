@@ -44,10 +44,13 @@ def of_training(config: Config, plan: "RunPlan", runtime: Runtime) -> Facts:
     }
 
 
-def of_scoring(found: "Sequence[Classifier]", index: Index, runtime: Runtime) -> Facts:
+def of_scoring(classifiers: "Sequence[Classifier]", index: Index, runtime: Runtime) -> Facts:
     """What must be the same on all ranks that score."""
-    facts = _of_any(found[0].config, runtime) | {"the set (fingerprint)": index.fingerprint}
-    return facts | {f"weights {number} (SHA-256)": one.weights_sha256 for number, one in enumerate(found, start=1)}
+    facts = _of_any(classifiers[0].config, runtime) | {"the set (fingerprint)": index.fingerprint}
+    return facts | {
+        f"weights {number} (SHA-256)": classifier.weights_sha256
+        for number, classifier in enumerate(classifiers, start=1)
+    }
 
 
 def _of_any(config: Config, runtime: Runtime) -> Facts:
@@ -87,7 +90,7 @@ def _what_differs(first: Facts, told: list[tuple[str, Facts]]) -> str:
         places = defaultdict(list)
         for rank, (host, differing) in enumerate(told):
             places[str(differing.get(key, first.get(key, "-")))].append((rank, host))
-        lines.append(f"\n  {key}: " + ", ".join(f"{value} on {_named(found)}" for value, found in places.items()))
+        lines.append(f"\n  {key}: " + ", ".join(f"{value} on {_named(where)}" for value, where in places.items()))
     return (
         "the processes of this job differ in" + "".join(lines) + "\nStart the same command on all machines, from the "
         "same checkout, with the same environment and data"

@@ -93,8 +93,8 @@ def read_optimizer(folder: Path) -> "OptimizerState":
         raise UserError(
             f"{old} cannot be used: {reason}. Start another run from its weights: run=... model.weights={folder}"
         ) from None
-    found = {name: value for name, value in state.items() if value is not None}
-    return OptimizerState(found, optimizer["param_groups"][0].get("velocity_lr"))
+    momentum = {name: value for name, value in state.items() if value is not None}
+    return OptimizerState(momentum, optimizer["param_groups"][0].get("velocity_lr"))
 
 
 def find(source: Path, which: str = "latest") -> Path:
@@ -185,16 +185,16 @@ def _read(folder: Path, verify: bool) -> Progress:
 def _parse(text: str) -> tuple[Progress, dict[str, tuple[int, str]]]:
     """What is in progress.json. Raises ValueError, naming the field and its value."""
     try:
-        facts = json.loads(text)
+        tree = json.loads(text)
     except RecursionError:
         raise ValueError("its brackets lie too deep") from None
-    if not isinstance(facts, dict):
-        raise ValueError(f"it holds {facts!r:.80}, not the fields of a checkpoint")
-    if missing := {"files", *(field.name for field in fields(Progress))} - LATER - facts.keys():
+    if not isinstance(tree, dict):
+        raise ValueError(f"it holds {tree!r:.80}, not the fields of a checkpoint")
+    if missing := {"files", *(field.name for field in fields(Progress))} - LATER - tree.keys():
         raise ValueError(f"it has no {', '.join(sorted(missing))}")
     try:
-        files = _FILES.validate_python(facts.pop("files"))
-        progress = _PROGRESS.validate_python(facts)
+        files = _FILES.validate_python(tree.pop("files"))
+        progress = _PROGRESS.validate_python(tree)
     except ValidationError as error:
         raise ValueError(first_mistake(error)) from None
     if WEIGHTS not in files:
@@ -234,8 +234,8 @@ def folder_of(root: Path, step: int) -> Path:
 
 def steps_of(root: Path) -> list[Path]:
     """All that look like checkpoints, oldest first."""
-    found = [path for path in root.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    folders = [path for path in root.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def staged(pointer: Path) -> Path:

@@ -70,13 +70,15 @@ def parse(tree: dict, source: str, words: Collection[str] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        found: dict[str, list[str]] = {"command line": [], source: []}
+        mistakes: dict[str, list[str]] = {"command line": [], source: []}
         for mistake in error.errors():
             name, text = ".".join(str(part) for part in mistake["loc"]), _explain(mistake)
             is_word = mistake["type"] == "extra_forbidden" and any(word.startswith(f"{name}.") for word in words)
             is_word |= any(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", f"{name} {text}") for word in words)
-            found["command line" if is_word else source].append(text)
-        lines = [line for where, texts in found.items() if texts for line in (f"{where}:", *(f"  {t}" for t in texts))]
+            mistakes["command line" if is_word else source].append(text)
+        lines = [
+            line for where, texts in mistakes.items() if texts for line in (f"{where}:", *(f"  {t}" for t in texts))
+        ]
         raise UserError("\n".join(lines)) from None
 
 
@@ -93,13 +95,13 @@ def dump(config: Config) -> str:
 
 def keys(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     """Every dotted key with its field, in order."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found |= keys(field.annotation, f"{prefix}{name}.")
+            fields |= keys(field.annotation, f"{prefix}{name}.")
         else:
-            found[prefix + name] = field
-    return found
+            fields[prefix + name] = field
+    return fields
 
 
 def describe() -> str:
@@ -144,12 +146,12 @@ def _explain(mistake: Any) -> str:
     if mistake["type"] == "value_error":
         reason = str(mistake["ctx"]["error"])
         return f"{name}={mistake['input']!r} {reason}" if reason.startswith("is ") else reason
-    wanted = mistake["msg"].removeprefix("Input ").replace("should be", "must be")
+    rule = mistake["msg"].removeprefix("Input ").replace("should be", "must be")
     key = next((part for part in (name, name.rpartition(".")[0]) if part in keys()), "")
     example = f". Write it like {key}={_example(key)}" if key and get_origin(keys()[key].annotation) is tuple else ""
     if mistake["type"] == "missing" and example:
         return f"{key}={mistake['input']!r} must have {len(get_args(keys()[key].annotation))} values{example}"
-    return f"{name}={mistake['input']!r} {wanted}{example}"
+    return f"{name}={mistake['input']!r} {rule}{example}"
 
 
 def _example(key: str) -> str:

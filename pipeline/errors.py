@@ -24,5 +24,5 @@ def first_mistake(error: "ValidationError") -> str:
         return f"it has no {name}"
     if mistake["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{name}={mistake['input']!r:.80} is no field of it"
-    wanted = mistake["msg"].removeprefix("Input ").replace("should", "must")
-    return f"{name}={mistake['input']!r:.80} {wanted}" if name else f"{mistake['input']!r:.80} {wanted}"
+    rule = mistake["msg"].removeprefix("Input ").replace("should", "must")
+    return f"{name}={mistake['input']!r:.80} {rule}" if name else f"{mistake['input']!r:.80} {rule}"

@@ -31,13 +31,13 @@ def is_full(error: OSError) -> bool:
 def cannot_write(path: Path, error: OSError, needed: int, action: str) -> UserError:
     """The message for `path`, which takes `needed` bytes (0: nobody knows)."""
     home = next(place for place in (path, *path.absolute().parents) if place.exists())
-    facts = os.statvfs(home)
-    free = facts.f_bavail * facts.f_frsize
+    stats = os.statvfs(home)
+    free = stats.f_bavail * stats.f_frsize
     reason = error.strerror or str(error)
     if error.errno == errno.EDQUOT:
         reason = "your disk quota is used up"
-    elif is_full(error) and free >= needed and facts.f_files and facts.f_favail < FEW:
-        reason = f"its file system has {facts.f_favail} inodes left, so remove files, however small"
+    elif is_full(error) and free >= needed and stats.f_files and stats.f_favail < FEW:
+        reason = f"its file system has {stats.f_favail} inodes left, so remove files, however small"
     elif is_full(error):
         reason = "the disk is full"
     takes = f"it takes {needed:,} bytes, {free:,} are free" if needed else f"{free:,} bytes are free"

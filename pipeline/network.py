@@ -96,8 +96,8 @@ def grow(network: "nn.Module", config: Model) -> None:
         grow_vgg(network, read_weights(file))
     except (ValueError, OSError) as error:
         where = config.grow_from if file == Path(config.grow_from or "") else f"{config.grow_from}: {file}"
-        wanted = f"weights of {GROWS_FROM[config.name]} with the same model.width and classes"
-        raise UserError(f"model.grow_from={where}: {error}\nGive {wanted}, or leave model.grow_from out") from None
+        source = f"weights of {GROWS_FROM[config.name]} with the same model.width and classes"
+        raise UserError(f"model.grow_from={where}: {error}\nGive {source}, or leave model.grow_from out") from None
 
 
 def from_checkpoint(folder: Path, config: Model, data: Data, num_classes: int) -> "nn.Module":
@@ -115,15 +115,15 @@ def from_checkpoint(folder: Path, config: Model, data: Data, num_classes: int) -
 def _file_to_grow_from(config: Model) -> Path:
     """The file that `model.grow_from` means, of a run its best checkpoint's. UserError if it is not there."""
     assert config.grow_from is not None
-    wanted = f"a run folder of {GROWS_FROM[config.name]}, a checkpoint's folder, or a file of weights"
-    return _file("model.grow_from", config.grow_from, wanted)
+    kinds = f"a run folder of {GROWS_FROM[config.name]}, a checkpoint's folder, or a file of weights"
+    return _file("model.grow_from", config.grow_from, kinds)
 
 
-def _file(key: str, where: str, wanted: str) -> Path:
+def _file(key: str, where: str, kinds: str) -> Path:
     """The file that the config's `key` means by `where`: of a run its best checkpoint's, or its last one's."""
     path = Path(where)
     if not path.exists():
-        raise UserError(f"{key}={where} does not exist. Give {wanted}")
+        raise UserError(f"{key}={where} does not exist. Give {kinds}")
     if path.is_dir():
         try:
             path = checkpoint.find(path, "best" if checkpoint.latest(path, "best") else "latest") / checkpoint.WEIGHTS

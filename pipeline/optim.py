@@ -19,10 +19,10 @@ def build(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": decay_other}]
     groups = [group for group in groups if group["params"]]
-    how: dict = {"lr": config.lr, "momentum": config.momentum, "fused": weights[0].is_cuda}
+    options: dict = {"lr": config.lr, "momentum": config.momentum, "fused": weights[0].is_cuda}
     if config.lr_in_velocity:
-        return PapersSGD(groups, **how)
-    return torch.optim.SGD(groups, nesterov=config.nesterov, **how)
+        return PapersSGD(groups, **options)
+    return torch.optim.SGD(groups, nesterov=config.nesterov, **options)
 
 
 class PapersSGD(torch.optim.SGD):

@@ -75,13 +75,13 @@ def has_gpu() -> bool:
     builds.require_dali()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        found = torch.cuda.is_available()
-    if found:
+        usable = torch.cuda.is_available()
+    if usable:
         builds.require_dali_for(torch.version.cuda)
     else:
         reason = " ".join(str(warning.message).partition(" (Triggered")[0] for warning in told)
         builds.require_usable_gpus(torch.__version__, torch.version.cuda, reason)
-    return found
+    return usable
 
 
 def settle_bits() -> None:
@@ -92,11 +92,11 @@ def settle_bits() -> None:
     busy cores). On AMD's it has no such mode and was not seen to need one. What MKL_CBWR says already stays.
     """
     try:
-        facts = set(Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].split())
+        words = set(Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].split())
     except OSError:
         return
-    widest = next((name for name in ("avx512f", "avx2") if name in facts), None)
-    if "GenuineIntel" in facts and widest:
+    widest = next((name for name in ("avx512f", "avx2") if name in words), None)
+    if "GenuineIntel" in words and widest:
         os.environ.setdefault("MKL_CBWR", f"{widest.removesuffix('f').upper()},STRICT")
 
 

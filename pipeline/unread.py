@@ -29,10 +29,10 @@ READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def flat(tree: Tree, prefix: str = "") -> Tree:
     """Dotted keys and their values."""
-    found: Tree = {}
+    leaves: Tree = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
 
 
 def without(tree: Tree) -> Tree:

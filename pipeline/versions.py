@@ -10,10 +10,10 @@ PACKAGES = ("torch", "torchvision", *DALI.values(), "deepspeed", "webdataset", "
 
 def versions() -> dict[str, str]:
     """Python's and the packages' versions; a package that is not installed is left out."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers

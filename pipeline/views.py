@@ -47,18 +47,18 @@ def parse(view: str) -> tuple[Part, ...]:
     """The parts of a view. Raises ValueError that says how views are written."""
     parts = []
     for text in view.split("+"):
-        found = _PART.fullmatch(text)
-        if not found or found[1] not in KINDS:
+        match = _PART.fullmatch(text)
+        if not match or match[1] not in KINDS:
             raise ValueError(
                 f"is no view: {text!r} must be one of {', '.join(KINDS)}, with scales behind an @ if wanted "
                 f"(dense@384, 50@256-384-512), and several joined by a + (150+dense)"
             )
-        scales = tuple(int(px) for px in (found[2] or "").split("-") if px)
-        if found[1] == "150" and len(scales) not in (0, 3):
+        scales = tuple(int(px) for px in (match[2] or "").split("-") if px)
+        if match[1] == "150" and len(scales) not in (0, 3):
             raise ValueError(f"is no view: {text!r} is 50 crops at each of three scales, not {len(scales)}")
         if len(set(scales)) != len(scales):
             raise ValueError(f"is no view: {text!r} names a scale twice")
-        parts.append(Part(found[1], scales))
+        parts.append(Part(match[1], scales))
     return tuple(parts)
 
 
@@ -69,14 +69,14 @@ def view_crops(view: str, scales: Scales) -> list[tuple[ViewCrop, float]]:
     for part in parts:
         three = part.kind == "150"
         several = part.scales_px or (scales.three if three else (scales.one,))
-        found = [
+        crops = [
             ViewCrop(px, place, mirrored)
             for px in several
             for mirrored in _mirrored(part.kind)
             for place in _places(part.kind)
         ]
-        for crop in found:
-            weights[crop] = weights.get(crop, 0.0) + 1 / len(found) / len(parts)
+        for crop in crops:
+            weights[crop] = weights.get(crop, 0.0) + 1 / len(crops) / len(parts)
     return list(weights.items())
 
 

@@ -80,75 +80,81 @@ class Contest:
         if self.contestants:
             return {name: known[name] for name in self.contestants}
         on_gpu = device() == "cuda"
-        return {name: one for name, one in known.items() if one.is_here and (on_gpu or not one.gpu_alone)}
+        return {
+            name: contestant
+            for name, contestant in known.items()
+            if contestant.is_here and (on_gpu or not contestant.gpu_alone)
+        }
 
 
-def contest(wanted: Contest, say: Callable[[str], None]) -> tuple[list[Row], dict]:
+def contest(settings: Contest, say: Callable[[str], None]) -> tuple[list[Row], dict]:
     """Run it. The tables are said; returned are the rows of ours, and all turns by size and contestant. After an
     interrupt, of the whole rounds before it."""
-    images = class_folders(wanted.photos)
-    claim(wanted.work, images)
+    images = class_folders(settings.photos)
+    claim(settings.work, images)
     rows: list[Row] = []
-    facts: dict[str, dict] = {}
+    by_size: dict[str, dict] = {}
     cut = ""
-    for size in wanted.sizes:
+    for size in settings.sizes:
         try:
-            results, num_rounds = _of_size(wanted, size, images, say)
+            results, num_rounds = _of_size(settings, size, images, say)
         except KeyboardInterrupt:  # while its files were made
-            results, num_rounds = {name: Result(failed=NO_ROUND) for name in wanted.field()}, 0
-        what = f"{wanted.model}, {size}" if wanted.kind == "train" else size
-        say(f"\n{what}, {wanted.cores} cores, batches of {wanted.rows}, {num_rounds} rounds\n\n{table(results)}\n")
-        facts[size] = {name: asdict(result) for name, result in results.items()}
-        rows += rows_of(wanted, what, results)
-        if num_rounds < wanted.rounds:
-            cut = f"{what}: cut after {num_rounds} of {wanted.rounds} rounds"
+            results, num_rounds = {name: Result(failed=NO_ROUND) for name in settings.field()}, 0
+        what = f"{settings.model}, {size}" if settings.kind == "train" else size
+        say(f"\n{what}, {settings.cores} cores, batches of {settings.rows}, {num_rounds} rounds\n\n{table(results)}\n")
+        by_size[size] = {name: asdict(result) for name, result in results.items()}
+        rows += rows_of(settings, what, results)
+        if num_rounds < settings.rounds:
+            cut = f"{what}: cut after {num_rounds} of {settings.rounds} rounds"
             say(cut)
             break
-    if not cut and not any(result["images"] for of_size in facts.values() for result in of_size.values()):
+    if not cut and not any(result["images"] for of_size in by_size.values() for result in of_size.values()):
         raise UserError("no contestant could run; the table says why")
-    return rows, {"contest": asdict(wanted), "results": facts, "cut": cut}
+    return rows, {"contest": asdict(settings), "results": by_size, "cut": cut}
 
 
-def rows_of(wanted: Contest, what: str, results: dict[str, Result]) -> list[Row]:
+def rows_of(settings: Contest, what: str, results: dict[str, Result]) -> list[Row]:
     """Ours, in each form and way that ran, with the limits that ran."""
     rows = []
-    for name, one in wanted.field().items():
+    for name, contestant in settings.field().items():
         result = results[name]
-        limits = {limit: results[limit].rates for limit in one.limits if limit in results and results[limit].complete}
+        limits = {
+            limit: results[limit].rates for limit in contestant.limits if limit in results and results[limit].complete
+        }
         if result.complete and limits:
-            rows.append(Row(wanted.kind, f"{what}: {name}", result.rates, limits))
+            rows.append(Row(settings.kind, f"{what}: {name}", result.rates, limits))
     return rows
 
 
-def _of_size(wanted: Contest, size: str, images: Path, say: Callable[[str], None]) -> tuple[dict[str, Result], int]:
+def _of_size(settings: Contest, size: str, images: Path, say: Callable[[str], None]) -> tuple[dict[str, Result], int]:
     """Of each contestant, and the number of whole rounds."""
     begin: dict[str, Callable[[], Process]] = {}
     missing: dict[str, str] = {}
-    logs = wanted.work / size / "logs"
+    logs = settings.work / size / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     # The same for all: one thread to an operator; a network's have all cores, as in training.
-    threads = wanted.cores if wanted.kind == "train" else 1
-    variables = environment(OMP_NUM_THREADS=str(threads), NUMBA_NUM_THREADS=str(wanted.cores))
+    threads = settings.cores if settings.kind == "train" else 1
+    variables = environment(OMP_NUM_THREADS=str(threads), NUMBA_NUM_THREADS=str(settings.cores))
     folders: dict[str, Path | NotPrepared] = {}
-    for form in {contestant.form: None for contestant in wanted.field().values()}:
+    for form in {contestant.form: None for contestant in settings.field().values()}:
         try:
-            folders[form] = prepare(form, size, images, wanted.work, wanted.ffcv_python, say)
+            folders[form] = prepare(form, size, images, settings.work, settings.ffcv_python, say)
         except NotPrepared as reason:
             folders[form] = reason
-    for name, contestant in wanted.field().items():
+    for name, contestant in settings.field().items():
         folder = folders[contestant.form]
         if isinstance(folder, NotPrepared):
             missing[name] = str(folder)
             continue
-        if contestant.in_ffcv and wanted.ffcv_python is None:
+        if contestant.in_ffcv and settings.ffcv_python is None:
             missing[name] = "not installed: no --ffcv-python given"
             continue
-        python = (contestant.in_ffcv and wanted.ffcv_python) or sys.executable
-        task = Task(folder, wanted.cores, device(), wanted.rows, wanted.model, contestant.settings)
+        python = (contestant.in_ffcv and settings.ffcv_python) or sys.executable
+        task = Task(folder, settings.cores, device(), settings.rows, settings.model, contestant.settings)
         command = [python, *contestant.command, *words(task)]
-        begin[name] = partial(Process, command, variables, ROOT, logs / f"{wanted.kind}-{name}.log")
-    raced, num_rounds = race(begin, wanted.rounds, wanted.least, wanted.min_turn_s, say)
-    return {name: raced.get(name) or Result(failed=missing[name]) for name in wanted.field()}, num_rounds
+        begin[name] = partial(Process, command, variables, ROOT, logs / f"{settings.kind}-{name}.log")
+    raced, num_rounds = race(begin, settings.rounds, settings.least, settings.min_turn_s, say)
+    return {name: raced.get(name) or Result(failed=missing[name]) for name in settings.field()}, num_rounds
 
 
 def table(results: dict[str, Result]) -> str:

@@ -63,8 +63,8 @@ def enter(start: Callable[[Task], Entry]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not stand between the answers
 
-    def answer(**facts) -> None:
-        print(json.dumps(facts), file=answers, flush=True)
+    def answer(**words) -> None:
+        print(json.dumps(words), file=answers, flush=True)
 
     try:
         task = asked()

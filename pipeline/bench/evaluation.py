@@ -46,36 +46,41 @@ class Race:
         require_count("--images", self.images)
 
 
-def measure(wanted: Race, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Any]]:
+def measure(settings: Race, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Any]]:
     """The views' rows, and {view: {ours, forward, decoding: images/s of each round}} beside what was asked for.
     After an interrupt, of the whole rounds before it."""
     config = parse(
-        {"model": {"name": wanted.model}, "evaluation": {"views": list(wanted.views)}}, "launch.bench evaluate"
+        {"model": {"name": settings.model}, "evaluation": {"views": list(settings.views)}}, "launch.bench evaluate"
     )
-    index = _first(load(wanted.set), wanted.images)
+    index = _first(load(settings.set), settings.images)
     rounds: list[dict[str, dict[str, float]]] = []
     cut = ""
     with start() as runtime:
         try:
-            for number, seconds in enumerate(_rounds(wanted, config, index, runtime)):
+            for number, seconds in enumerate(_rounds(settings, config, index, runtime)):
                 if number:  # the first warms up
                     rounds.append(seconds)
-                say(f"round {number} of {wanted.rounds}" if number else "warmed up")
+                say(f"round {number} of {settings.rounds}" if number else "warmed up")
         except KeyboardInterrupt:
-            cut = f"{wanted.model}: cut after {len(rounds)} of {wanted.rounds} rounds"
+            cut = f"{settings.model}: cut after {len(rounds)} of {settings.rounds} rounds"
     rates = {
         view: {name: [len(index) / seconds[view][name] for seconds in rounds] for name in rounds[0][view]}
-        for view in (wanted.views if rounds else ())
+        for view in (settings.views if rounds else ())
     }
     if rates:
-        say(f"\n{wanted.model}, {len(index)} images of {wanted.set}\n\n{table(rates, config)}\n")
+        say(f"\n{settings.model}, {len(index)} images of {settings.set}\n\n{table(rates, config)}\n")
     if cut:
         say(cut)
     rows = [
-        Row("evaluate", f"{wanted.model}: {view}", found[OURS], {name: found[name] for name in (FORWARD, DECODING)})
-        for view, found in rates.items()
+        Row(
+            "evaluate",
+            f"{settings.model}: {view}",
+            of_view[OURS],
+            {name: of_view[name] for name in (FORWARD, DECODING)},
+        )
+        for view, of_view in rates.items()
     ]
-    return rows, {"race": asdict(wanted), "images_per_s": rates, "cut": cut}
+    return rows, {"race": asdict(settings), "images_per_s": rates, "cut": cut}
 
 
 def table(rates: dict[str, dict[str, list[float]]], config: Config) -> str:
@@ -84,40 +89,42 @@ def table(rates: dict[str, dict[str, list[float]]], config: Config) -> str:
         "| view | softmax outputs an image | images/s | network alone | decoding alone | of the smaller limit |",
         "|---|---|---|---|---|---|",
     ]
-    for view, found in rates.items():
+    for view, of_view in rates.items():
         ratios = [
-            ours / min(limits) for ours, *limits in zip(found[OURS], found[FORWARD], found[DECODING], strict=True)
+            ours / min(limits) for ours, *limits in zip(of_view[OURS], of_view[FORWARD], of_view[DECODING], strict=True)
         ]
-        cells = [spread(found[name], ",.1f") for name in (OURS, FORWARD, DECODING)]
+        cells = [spread(of_view[name], ",.1f") for name in (OURS, FORWARD, DECODING)]
         number = len(view_crops(view, config.data.scales()))
         lines.append(f"| {view} | {number} | {' | '.join(cells)} | {spread(ratios, '.2f')} |")
     return "\n".join(lines)
 
 
-def _rounds(wanted: Race, config: Config, index: Index, runtime: Runtime) -> Iterator[dict[str, dict[str, float]]]:
+def _rounds(settings: Race, config: Config, index: Index, runtime: Runtime) -> Iterator[dict[str, dict[str, float]]]:
     """Of each round, the first to warm up, the seconds that each view's turns took."""
-    turns = {view: _turns(view, wanted, config, index, runtime) for view in wanted.views}
-    for number in range(wanted.rounds + 1):
+    turns = {view: _turns(view, settings, config, index, runtime) for view in settings.views}
+    for number in range(settings.rounds + 1):
         first = number % len(turns)
         yield {
             view: {name: _timed(turn, runtime) for name, turn in turns[view].items()}
-            for view in (*wanted.views[first:], *wanted.views[:first])
+            for view in (*settings.views[first:], *settings.views[:first])
         }
 
 
-def _turns(view: str, wanted: Race, config: Config, index: Index, runtime: Runtime) -> dict[str, Callable[[], object]]:
+def _turns(
+    view: str, settings: Race, config: Config, index: Index, runtime: Runtime
+) -> dict[str, Callable[[], object]]:
     data = config.data
-    bf16 = wanted.bf16 or runtime.on_gpu
-    network = build(wanted.model, 1000).eval().to(runtime.device)
+    bf16 = settings.bf16 or runtime.on_gpu
+    network = build(settings.model, 1000).eval().to(runtime.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found = [crop for crop, _ in view_crops(view, data.scales())]
-    num_crops = len(index) * sum(crop.place != "dense" for crop in found)
-    scales = sorted({crop.scale_px for crop in found if crop.place == "dense"})
+    of_view = [crop for crop, _ in view_crops(view, data.scales())]
+    num_crops = len(index) * sum(crop.place != "dense" for crop in of_view)
+    scales = sorted({crop.scale_px for crop in of_view if crop.place == "dense"})
     micro_batch = config.evaluation.micro_batch
 
     def ours() -> object:
-        how: dict[str, Any] = {"runtime": runtime, "micro_batch": micro_batch, "bf16": bf16}
-        return evaluate([ScoredModel(network, data, "square")], index, data, [view], **how)
+        options: dict[str, Any] = {"runtime": runtime, "micro_batch": micro_batch, "bf16": bf16}
+        return evaluate([ScoredModel(network, data, "square")], index, data, [view], **options)
 
     rows = ROWS_ON_GPU if runtime.on_gpu else ROWS_ON_CPU
     crops = torch.rand(rows, 3, data.crop_px, data.crop_px, device=runtime.device)

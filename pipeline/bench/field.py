@@ -48,12 +48,14 @@ HARDWARE_SHARES = (0, 50, 80, 100)  # percent; the default is 65
 def _ours(program: str, limits: Callable[[str], tuple[str, ...]]) -> dict[str, Contestant]:
     """Ours in each storage form, and with each way of decoding that a GPU offers."""
     forms = {"": "packed", "_short256": "packed_short256", "_raw256": "packed_raw256"}
-    found = {f"ours{end}": Contestant(program, form, limits=limits(end)) for end, form in forms.items()}
+    contestants = {f"ours{end}": Contestant(program, form, limits=limits(end)) for end, form in forms.items()}
     ways = {"whole": "data.decode_whole=true", "on_cpu": "data.decoder=cpu"}
     ways |= {f"hardware{share}": f"data.hw_decoder_load={share / 100}" for share in HARDWARE_SHARES}
     for end, setting in ways.items():
-        found[f"ours_{end}"] = Contestant(program, "packed", (setting,), gpu_alone=end != "whole", limits=limits(""))
-    return found
+        contestants[f"ours_{end}"] = Contestant(
+            program, "packed", (setting,), gpu_alone=end != "whole", limits=limits("")
+        )
+    return contestants
 
 
 _EAGER = ("train.compile=false",)

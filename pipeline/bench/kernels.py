@@ -29,12 +29,12 @@ def main() -> None:
         for _ in range(WARM_UP):
             step()
         on_gpu = [ProfilerActivity.CUDA] if runtime.on_gpu else []
-        with profile(activities=[ProfilerActivity.CPU, *on_gpu]) as found:
+        with profile(activities=[ProfilerActivity.CPU, *on_gpu]) as profiled:
             for _ in range(STEPS):
                 step()
             if runtime.on_gpu:
                 torch.cuda.synchronize()
-    print(table(f"{args.network}, {args.batch} images{', compiled' if args.compile else ''}", found.events()))
+    print(table(f"{args.network}, {args.batch} images{', compiled' if args.compile else ''}", profiled.events()))
 
 
 def table(what: str, events) -> str:

@@ -51,9 +51,9 @@ def curves(runs: Sequence[Path], out: Path) -> None:
         points = points_of(run)
         keys = sorted({key for point in points for key in point if key.endswith("/top1_error")})
         for key in keys:
-            found = [(point[EPOCH], 100 * point[key]) for point in points if point.get(key) is not None]
+            curve = [(point[EPOCH], 100 * point[key]) for point in points if point.get(key) is not None]
             style = {"linewidth": 0.8} if key == TRAIN_TOP1 else {"linewidth": 1.5, "marker": "."}
-            axes.plot(*zip(*found, strict=True), color=f"C{number}", label=f"{run.resolve().name}: {key}", **style)
+            axes.plot(*zip(*curve, strict=True), color=f"C{number}", label=f"{run.resolve().name}: {key}", **style)
     axes.set_xlabel("epoch")
     axes.set_ylabel("top-1 error, %")
     axes.set_ylim(bottom=0)

@@ -73,9 +73,9 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def write(path: Path, machine: dict[str, object], rows: Sequence[Row], parts: dict[str, object]) -> None:
     """All figures as JSON: the machine, versions, rows, and what each part measured."""
-    facts = {"machine": machine, "versions": versions(), "rows": [row.facts() for row in rows], "parts": parts}
+    report = {"machine": machine, "versions": versions(), "rows": [row.facts() for row in rows], "parts": parts}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=1, default=str) + "\n")
+    path.write_text(json.dumps(report, indent=1, default=str) + "\n")
 
 
 def finish(

@@ -48,8 +48,8 @@ def measure(work: Path, repeats: int, say: Callable[[str], None]) -> dict[str, o
         make_tars(source, photos)
     figures: dict[str, list[float]] = {}
 
-    def add(found: dict[str, float]) -> None:
-        for name, value in found.items():
+    def add(measured: dict[str, float]) -> None:
+        for name, value in measured.items():
             figures.setdefault(name, []).append(value)
 
     for name in ("load", "first_batch", "order", "huge_order"):

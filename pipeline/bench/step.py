@@ -53,53 +53,53 @@ class Steps:
         return self.batches or usual["vgg" if "vgg" in network else "alexnet"]
 
 
-def measure(wanted: Steps, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Any]]:
+def measure(settings: Steps, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Any]]:
     """The rows of the best batch of each network, and all figures; after an interrupt, of the whole rounds before."""
     rows: list[Row] = []
-    facts: dict[str, Any] = {"wanted": asdict(wanted), "networks": {}, "cut": ""}
+    report: dict[str, Any] = {"wanted": asdict(settings), "networks": {}, "cut": ""}
     macs_of = {
-        name: sum(row.num_macs for row in summarize(build(name, NUM_CLASSES), CROP_PX)) for name in wanted.networks
+        name: sum(row.num_macs for row in summarize(build(name, NUM_CLASSES), CROP_PX)) for name in settings.networks
     }
     with start() as runtime:
         precision = torch.bfloat16 if runtime.on_gpu else torch.float32
         limits = turns.limits_of(runtime.device, precision)
-        for network in wanted.networks:
-            if facts["cut"]:
+        for network in settings.networks:
+            if report["cut"]:
                 say(f"{network}: {NO_ROUND}")
                 continue
-            found: dict[int, dict[str, list[float]]] = {}
-            for batch in wanted.batches_of(network, runtime.on_gpu):
+            by_batch: dict[int, dict[str, list[float]]] = {}
+            for batch in settings.batches_of(network, runtime.on_gpu):
                 what, rounds = f"{network}, {batch} images", []
-                if facts["cut"]:
+                if report["cut"]:
                     say(f"{what}: {NO_ROUND}")
                     continue
                 try:
-                    steps = partial(turns.steps_of, network, batch, wanted.compile, wanted.alternatives, runtime)
-                    for rates in turns.rounds_of(limits, steps, wanted.rounds, wanted.min_turn_s, runtime):
+                    steps = partial(turns.steps_of, network, batch, settings.compile, settings.alternatives, runtime)
+                    for rates in turns.rounds_of(limits, steps, settings.rounds, settings.min_turn_s, runtime):
                         rounds.append(rates)
                 except torch.OutOfMemoryError:
                     say(f"{what}: no room on this device")
                     continue
                 except KeyboardInterrupt:
-                    facts["cut"] = f"{what}: cut after {len(rounds)} of {wanted.rounds} rounds"
-                say(facts["cut"] or f"{what}: done")
+                    report["cut"] = f"{what}: cut after {len(rounds)} of {settings.rounds} rounds"
+                say(report["cut"] or f"{what}: done")
                 if rounds:
-                    found[batch] = {name: [rates[name] for rates in rounds] for name in rounds[0]}
-            if not found:
+                    by_batch[batch] = {name: [rates[name] for rates in rounds] for name in rounds[0]}
+            if not by_batch:
                 continue
             macs = macs_of[network]
-            facts["networks"][network] = {"macs": macs, "rates": found}
-            say(f"\n{table(network, macs, found)}\n")
-            rows += rows_of(network, macs, found)
-    if not rows and not facts["cut"]:
+            report["networks"][network] = {"macs": macs, "rates": by_batch}
+            say(f"\n{table(network, macs, by_batch)}\n")
+            rows += rows_of(network, macs, by_batch)
+    if not rows and not report["cut"]:
         raise UserError("no network had room on this device. Give smaller --batches")
-    return rows, facts
+    return rows, report
 
 
-def rows_of(network: str, macs: int, found: dict[int, dict[str, list[float]]]) -> list[Row]:
+def rows_of(network: str, macs: int, by_batch: dict[int, dict[str, list[float]]]) -> list[Row]:
     """At the best batch size: the step's arithmetic against a matrix product's, and our step against the bare loop."""
-    batch = max(found, key=lambda size: statistics.median(found[size][OURS]))
-    of_best, rows = found[batch], []
+    batch = max(by_batch, key=lambda size: statistics.median(by_batch[size][OURS]))
+    of_best, rows = by_batch[batch], []
     for name in (OURS, COMPILED):
         if name in of_best:
             what, operations = f"{network}, {batch} images: {name}", [6 * macs * rate for rate in of_best[name]]
@@ -108,13 +108,13 @@ def rows_of(network: str, macs: int, found: dict[int, dict[str, list[float]]]) -
     return rows
 
 
-def table(network: str, macs: int, found: dict[int, dict[str, list[float]]]) -> str:
+def table(network: str, macs: int, by_batch: dict[int, dict[str, list[float]]]) -> str:
     """Markdown: images/s, and the arithmetic that is: 6 FLOP a multiply-add, 2 forward and 4 backward."""
     lines = [
         f"| {network} | images/s | of the bare loop | TFLOP/s | of the matrix product | matrix TFLOP/s | copy GB/s |",
         "|---|---|---|---|---|---|---|",
     ]
-    for batch, rates in found.items():
+    for batch, rates in by_batch.items():
         product = spread([rate / 1e12 for rate in rates["matrix product"]], ".3g")
         copy = spread([rate / 1e9 for rate in rates["memory copy"]], ".3g")
         for name in rates:

@@ -14,13 +14,13 @@ from pipeline.bench.rows import Row, finish
 from pipeline.errors import UserError
 
 
-def measure(wanted: dict[str, Any], to_json: Path | None, plot: Path | None, say: Callable[[str], None]) -> None:
+def measure(settings: dict[str, Any], to_json: Path | None, plot: Path | None, say: Callable[[str], None]) -> None:
     """Run the parts, say the summary, write JSON and picture. UserError at the end names those that failed."""
-    class_folders(wanted["photos"])  # before minutes go into a part that needs none
+    class_folders(settings["photos"])  # before minutes go into a part that needs none
     rows: list[Row] = []
     parts: dict[str, object] = {}
     failed = []
-    commands = commands_of(wanted, device() == "cuda")
+    commands = commands_of(settings, device() == "cuda")
     with tempfile.TemporaryDirectory() as folder:
         try:
             for number, command in enumerate(commands):
@@ -31,9 +31,9 @@ def measure(wanted: dict[str, Any], to_json: Path | None, plot: Path | None, say
                         failed.append(f"launch.bench {' '.join(command)} (exit code {code})")
                 finally:
                     if out.exists():
-                        facts = json.loads(out.read_text())
-                        parts[" ".join(command)] = facts["parts"]
-                        for row in facts["rows"]:
+                        report = json.loads(out.read_text())
+                        parts[" ".join(command)] = report["parts"]
+                        for row in report["rows"]:
                             rows.append(Row(row["part"], row["what"], row["rates"], row["limits"], row["unit"]))
         finally:  # what was measured is not lost with what was not
             finish(rows, parts, machine(), to_json, plot, say)
@@ -41,14 +41,14 @@ def measure(wanted: dict[str, Any], to_json: Path | None, plot: Path | None, say
         raise UserError(f"these failed, see above; the rest is as asked for: {'; '.join(failed)}")
 
 
-def commands_of(wanted: dict[str, Any], on_gpu: bool) -> list[list[str]]:
+def commands_of(settings: dict[str, Any], on_gpu: bool) -> list[list[str]]:
     """The words of each part."""
-    networks = wanted.get("networks", ("alexnet", "vgg16") if on_gpu else ("alexnet",))
-    photos, work = wanted["photos"], wanted["work"]
-    rounds = ["--rounds", str(wanted["rounds"])]
-    shared = [f"--photos={photos}", f"--work={work}", "--sizes=original", *rounds, f"--cores={wanted['cores']}"]
-    if "ffcv_python" in wanted:
-        shared.append(f"--ffcv-python={wanted['ffcv_python']}")
+    networks = settings.get("networks", ("alexnet", "vgg16") if on_gpu else ("alexnet",))
+    photos, work = settings["photos"], settings["work"]
+    rounds = ["--rounds", str(settings["rounds"])]
+    shared = [f"--photos={photos}", f"--work={work}", "--sizes=original", *rounds, f"--cores={settings['cores']}"]
+    if "ffcv_python" in settings:
+        shared.append(f"--ffcv-python={settings['ffcv_python']}")
     packed = work / "original" / "packed" / "train"  # which the loader's part makes
     views = ["evaluate", f"--set={packed}", f"--images={2048 if on_gpu else 64}", *rounds]
     return [

@@ -79,24 +79,24 @@ class BadImages:
             return None
         shard = int(self.index.shard[sample])
         if shard in self._compared:
-            found = self.reader.read(np.array([sample]))[0]
+            stored = self.reader.read(np.array([sample]))[0]
         else:
-            found = self.reader.read_anew(sample)
+            stored = self.reader.read_anew(sample)
         self._compared.add(shard)
-        return None if np.array_equal(found, image) else found
+        return None if np.array_equal(stored, image) else stored
 
     def add(self, ids: np.ndarray, reasons: list[str]) -> None:
         """Write down and tell what cannot be decoded; more than `limit` images are too many."""
         new = np.setdiff1d(ids, self._suspects)
         reason_of = dict(zip(ids.tolist(), reasons, strict=True))
-        found = [self._entry(sample, reason_of[sample]) for sample in new.tolist()]
+        entries = [self._entry(sample, reason_of[sample]) for sample in new.tolist()]
         self._suspects = np.union1d(self._suspects, new)
         with contextlib.suppress(OSError):  # a set that one may only read; the run's own list is enough
-            quarantine.add(self.index.folder / QUARANTINE, found)
-        told = found
+            quarantine.add(self.index.folder / QUARANTINE, entries)
+        told = entries
         if self.run_file:
-            with room(self.run_file, len(quarantine.as_text(found)), GO_ON):
-                told = quarantine.add(self.run_file, found)
+            with room(self.run_file, len(quarantine.as_text(entries)), GO_ON):
+                told = quarantine.add(self.run_file, entries)
         before = len(quarantine.read(self.run_file)) - len(told) if self.run_file else self.num_found
         self.num_found = before + len(told)
         for number, entry in enumerate(told, start=before + 1):

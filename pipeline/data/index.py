@@ -102,8 +102,8 @@ class Index:
         """16 hex digits that change with any byte of any shard, with their order, with the class list, and with what is
         read as image and label of the shards of others."""
         whole = [[s.sha256 for s in self.shards], self.classes]
-        facts = json.dumps(whole if self.layout == WEBDATASET else [*whole, self.layout]).encode()
-        return hashlib.sha256(facts).hexdigest()[:16]
+        text = json.dumps(whole if self.layout == WEBDATASET else [*whole, self.layout]).encode()
+        return hashlib.sha256(text).hexdigest()[:16]
 
 
 def load(where: str | Path, verify: bool = True, home: str | None = None) -> Index:

@@ -44,8 +44,8 @@ class Layout(NamedTuple):
                 return name[: -len(extension) - 1], extension
         if self.suffixes and current and name.startswith(f"{current}."):
             return current, lower[len(current) + 1 :]
-        found = _KEY_AND_EXTENSION.fullmatch(name)
-        return (found[1], found[2].lower()) if found else None
+        match = _KEY_AND_EXTENSION.fullmatch(name)
+        return (match[1], match[2].lower()) if match else None
 
     def is_sample(self, extensions: Iterable[str]) -> bool:
         """Whether these files may be one: where extensions were named, those without any of them are left aside."""
@@ -55,9 +55,9 @@ class Layout(NamedTuple):
         """A class number, or a name that `names` does not have. Raises ValueError with the reason."""
         _, colon, field = self.label.partition(":")
         value: Any = _field(content, field) if colon else _text(content)
-        if not colon and value.lstrip().startswith("{") and isinstance(facts := _json(value), dict):
+        if not colon and value.lstrip().startswith("{") and isinstance(tree := _json(value), dict):
             raise ValueError(
-                f"holds JSON. Name the field of it: --label {self.label}:FIELD, of {', '.join(facts)[:200]}"
+                f"holds JSON. Name the field of it: --label {self.label}:FIELD, of {', '.join(tree)[:200]}"
             )
         if isinstance(value, int) and not isinstance(value, bool):
             named = names.get(str(value)) if names and self.label != LABEL else None  # a class may be called 17
@@ -133,11 +133,11 @@ def _content(content: bytes) -> str:
         text = " ".join(content.decode(errors="strict").split())
     except UnicodeDecodeError:
         return f"({len(content):,} bytes)"
-    if (facts := _json(text)) is not None:
-        text = json.dumps(facts, ensure_ascii=False)  # most writers escape what is not ASCII
+    if (tree := _json(text)) is not None:
+        text = json.dumps(tree, ensure_ascii=False)  # most writers escape what is not ASCII
     if len(text) <= SHORT:
         return text or "(empty)"
-    return f"(fields {', '.join(facts)})"[:300] if isinstance(facts, dict) else text[: SHORT - 3] + "..."
+    return f"(fields {', '.join(tree)})"[:300] if isinstance(tree, dict) else text[: SHORT - 3] + "..."
 
 
 def _advice(files: dict[str, bytes]) -> str:
@@ -162,9 +162,9 @@ def _label_in(extension: str, content: bytes) -> str:
         return last
     if last == "json":
         try:
-            facts = json.loads(content)
+            tree = json.loads(content)
         except ValueError:
             return ""
-        fields = [name for name in _LABEL_FIELDS if isinstance(facts, dict) and isinstance(facts.get(name), int | str)]
+        fields = [name for name in _LABEL_FIELDS if isinstance(tree, dict) and isinstance(tree.get(name), int | str)]
         return f"{last}:{fields[0]}" if fields else ""
     return last if last == "txt" and len(content) < 40 and len(content.split()) == 1 else ""

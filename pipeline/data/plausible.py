@@ -16,10 +16,10 @@ FEW = 10  # classes, of which a tiny set may well have one image each
 
 def doubts(train: Index | None, *others: Index) -> list[str]:
     """Sentences about a training set, and about others that are scored on. Empty if nothing is odd."""
-    found = [] if train is None else _of_labels(train)
+    texts = [] if train is None else _of_labels(train)
     for other in others:
-        found += _of_absence(other) + ([] if train is None else _of_sharing(train, other))
-    return found
+        texts += _of_absence(other) + ([] if train is None else _of_sharing(train, other))
+    return texts
 
 
 def from_one(num_classes: int, empty: Sequence[int], names: Sequence[str] | None) -> bool:

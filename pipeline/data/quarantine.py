@@ -130,13 +130,13 @@ def left_out(index: Index, run: Path | None = None) -> LeftOut:
 def begin(run: Path, index: Index) -> LeftOut:
     """What a run leaves out; its first start writes that down as RUN/quarantine.tsv, to which it then keeps: another
     choice would train on other rows."""
-    found = left_out(index, run)
-    if found.file.parent != run:
-        entries = read(found.file)
-        out = set(found.ids.tolist())
+    left = left_out(index, run)
+    if left.file.parent != run:
+        entries = read(left.file)
+        out = set(left.ids.tolist())
         kept = [entry for entry, sample in zip(entries, _ids(index, entries), strict=True) if sample in out]
         replace(run / QUARANTINE, as_text([Entry(*Entry._fields), *kept]), GO_ON)  # half of it would train on others
-    return LeftOut(index, run / QUARANTINE, found.ids, found.changed)
+    return LeftOut(index, run / QUARANTINE, left.ids, left.changed)
 
 
 def digest_now(index: Index, sample: int) -> str:

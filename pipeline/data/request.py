@@ -35,10 +35,10 @@ class Request:
 
     def row(self, number: int) -> "Request":
         """One row as a request of its own."""
-        one = slice(number, number + 1)
-        columns = {field.name: getattr(self.windows, field.name)[one] for field in fields(Crops)}
-        beyond = None if self.beyond is None else self.beyond[one]
-        return Request(self.ids[one], self.valid[one], self.images[one], Crops(**columns), beyond)
+        rows = slice(number, number + 1)
+        columns = {field.name: getattr(self.windows, field.name)[rows] for field in fields(Crops)}
+        beyond = None if self.beyond is None else self.beyond[rows]
+        return Request(self.ids[rows], self.valid[rows], self.images[rows], Crops(**columns), beyond)
 
     def shown_by_pillow(self, row: int) -> np.ndarray | str:
         """The window of an encoded image, decoded by Pillow, as an uncompressed PNG: graphs take encoded images alone.

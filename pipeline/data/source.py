@@ -44,8 +44,8 @@ class Source:
         self.ahead = Prefetcher(cache, self._remote, self._shards, steps.start, steps.stop) if cache else None
 
     def _remote(self, shard: int) -> tuple[str, int, str]:
-        facts = self.index.shards[shard]
-        return self.index.location(shard), facts.size, facts.sha256
+        listed = self.index.shards[shard]
+        return self.index.location(shard), listed.size, listed.sha256
 
     def _shards(self, step: int) -> np.ndarray:
         return np.unique(self.index.shard[clamp_padding(self.machine_needs(step))])

@@ -30,7 +30,7 @@ def sort_words(words: Sequence[str], views: str) -> tuple[list[str], list[str]]:
     """Sources, and key=value settings."""
     if loose := [word for word in words if _is_view(word) and not Path(word).exists()]:
         raise UserError(
-            f"views are given with commas between them: --views {','.join(one.strip(',') for one in [views, *loose])}"
+            f"views are given with commas between them: --views {','.join(view.strip(',') for view in [views, *loose])}"
         )
     settings = [word for word in words if _is_setting(word)]
     sources = [word for word in words if word not in settings]

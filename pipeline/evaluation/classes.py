@@ -40,8 +40,8 @@ def match(classes: Sequence[str], network_classes: Sequence[str] | None, num_out
     ways += [(table, _plain) for table in tables] + ([] if are_numbers else [(numbers, str)])
     for table, key in ways:
         outputs = [table.get(key(name), []) for name in classes]
-        if all(len(found) == 1 for found in outputs) and len({found[0] for found in outputs}) == len(outputs):
-            return np.array([found[0] for found in outputs])
+        if all(len(indices) == 1 for indices in outputs) and len({indices[0] for indices in outputs}) == len(outputs):
+            return np.array([indices[0] for indices in outputs])
     if network_classes is None and num_outputs != 1000 and len(classes) == num_outputs:
         return np.arange(num_outputs)
     raise UserError(_explain(classes, tables or [numbers], network_classes, num_outputs, source))

@@ -66,21 +66,21 @@ class Classifier:
 def read(source: str, changes: list[str], best: bool = False) -> Classifier:
     """The classifier called `source`, its settings changed by key=value words; of a run the last checkpoint, or the
     best. The network has been tried on one crop."""
-    found = _read_any(source, changes, best)
-    px = found.config.data.crop_px
+    loaded = _read_any(source, changes, best)
+    px = loaded.config.data.crop_px
     try:
         with torch.inference_mode():
-            scores = found.network.eval()(torch.zeros(1, 3, px, px))
+            scores = loaded.network.eval()(torch.zeros(1, 3, px, px))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{source}: the network refuses a crop of data.crop_px={px}: {error}") from None
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
         raise UserError(f"{source}: the network returns no scores (images, classes), but {type(scores).__name__}")
-    if scores.shape[1] != found.num_outputs:
+    if scores.shape[1] != loaded.num_outputs:
         raise UserError(
-            f"{source}: the network has {scores.shape[1]} outputs, not {found.num_outputs}. "
+            f"{source}: the network has {scores.shape[1]} outputs, not {loaded.num_outputs}. "
             f"Say it: model.num_classes={scores.shape[1]}"
         )
-    return found
+    return loaded
 
 
 def _read_any(source: str, changes: list[str], best: bool) -> Classifier:
@@ -135,10 +135,10 @@ def _checkpoint(path: Path, changes: list[str], best: bool) -> Classifier:
 def _export(path: Path, changes: list[str]) -> Classifier:
     beside = path.with_suffix(".json")
     try:
-        facts = json.loads(beside.read_text())
-        tree, classes, num_outputs = facts["config"], facts["classes"], int(facts["num_outputs"])
-        sha256 = facts["weights_sha256"]
-        step, epoch, _ = int(facts["step"]), float(facts["epoch"]), facts[EXPORTED_BY]
+        described = json.loads(beside.read_text())
+        tree, classes, num_outputs = described["config"], described["classes"], int(described["num_outputs"])
+        sha256 = described["weights_sha256"]
+        step, epoch, _ = int(described["step"]), float(described["epoch"]), described[EXPORTED_BY]
     except FileNotFoundError:
         if path.suffix not in WEIGHT_FILES:
             raise UserError(
@@ -183,8 +183,8 @@ def _state_dict(source: str, name: str, file: Path, changes: list[str]) -> Class
 
 def _of_state(source: str, name: str, file: Path, state: dict[str, torch.Tensor], changes: list[str]) -> Classifier:
     entries = torchvision_entries(name)  # alexnet and most VGGs are torchvision's, whichever way they are called
-    entry = next((one for one in entries if one.file == file.name), None)
-    entry = entry or next((one for one in entries if one.is_default), None)
+    entry = next((known for known in entries if known.file == file.name), None)
+    entry = entry or next((known for known in entries if known.is_default), None)
     tree = {"data": entry.data if entry else {}, "model": {"name": name}}
     config = _config(tree, changes, source, (*CHANGEABLE, "model"))
     network.check(config.model, config.data)
@@ -205,7 +205,7 @@ def _config(tree: dict[str, Any], changes: list[str], source: str, changeable: t
     tree = json.loads(json.dumps(tree))
     for word in changes:
         key = word.partition("=")[0]
-        if not any(key == one or key.startswith(f"{one}.") for one in changeable):
+        if not any(key == section or key.startswith(f"{section}.") for section in changeable):
             raise UserError(f"{word}: {source} can be scored with other {', '.join(changeable)}, but not with this")
         if key in OF_TRAINING:
             raise UserError(f"{word}: training alone reads {key}. Leave it out")

@@ -59,7 +59,7 @@ def evaluate(
     crop scored once. Called by all ranks together. Raises RuntimeError if an image was left out or counted twice,
     UserError for a dense view of a network that has no dense form.
     """
-    scorers = [_Scorer(one, views, runtime.device, bf16) for one in scored_models]
+    scorers = [_Scorer(of_model, views, runtime.device, bf16) for of_model in scored_models]
     outputs = sorted({output for scorer in scorers for output in scorer.outputs})
     labels = index.label.astype(np.int64) if labels is None else labels
     table, done = Accumulator(labels, list(views), runtime.device), 0
@@ -70,9 +70,9 @@ def evaluate(
         if not len(rows):
             continue
         images = {output: [some[row] for row in rows] for output, some in zip(outputs, batch.images, strict=True)}
-        found = [scorer.probabilities(images) for scorer in scorers]
-        equal = [1 / len(found)] * len(found)
-        averaged = [_mean([one[number] for one in found], equal) for number in range(len(views))]
+        probabilities = [scorer.probabilities(images) for scorer in scorers]
+        equal = [1 / len(probabilities)] * len(probabilities)
+        averaged = [_mean([of_model[number] for of_model in probabilities], equal) for number in range(len(views))]
         ids, places = (torch.from_numpy(of).to(runtime.device, non_blocking=True) for of in (batch.ids[rows], rows))
         table.add(ids, batch.valid[places], averaged)
     return table.reduced()
@@ -96,10 +96,10 @@ class _Scorer:
         self.network, self.device, self.bf16, self.crop_px = scored_model.network, device, bf16, data.crop_px
         self.corners = scored_model.corners
         self.views = [view_crops(view, data.scales()) for view in views]
-        wanted = dict.fromkeys(crop for view in self.views for crop, _ in view)
-        self.crops = sorted((crop for crop in wanted if crop.place != "dense"), key=lambda crop: crop.mirrored)
-        self.whole = sorted({crop.scale_px for crop in wanted if crop.place == "dense"})
-        scales = sorted({crop.scale_px for crop in wanted})
+        all_crops = dict.fromkeys(crop for view in self.views for crop, _ in view)
+        self.crops = sorted((crop for crop in all_crops if crop.place != "dense"), key=lambda crop: crop.mirrored)
+        self.whole = sorted({crop.scale_px for crop in all_crops if crop.place == "dense"})
+        scales = sorted({crop.scale_px for crop in all_crops})
         self.output = {px: Output(px, data.interpolation, data.antialias) for px in scales}
         self.outputs = list(self.output.values())
         mean, std = 255 * torch.tensor(data.mean), 255 * torch.tensor(data.std)
@@ -119,8 +119,8 @@ class _Scorer:
         # Mirrored ones last, so that they are neighbours.
         asked = [(crop, image) for crop in self.crops for image in images[self.output[crop.scale_px]]]
         size = ROWS_ON_GPU if self.device.type == "cuda" else ROWS_ON_CPU
-        found = torch.cat([self._forward(asked[start : start + size]) for start in range(0, len(asked), size)])
-        return dict(zip(self.crops, found.view(len(self.crops), -1, found.shape[1]), strict=True))
+        probabilities = torch.cat([self._forward(asked[start : start + size]) for start in range(0, len(asked), size)])
+        return dict(zip(self.crops, probabilities.view(len(self.crops), -1, probabilities.shape[1]), strict=True))
 
     def _forward(self, asked: Sequence[tuple[ViewCrop, torch.Tensor]]) -> torch.Tensor:
         """Probabilities float64 [len(asked), classes]."""
@@ -141,14 +141,14 @@ class _Scorer:
     def _of_whole(self, px: int, images: list[torch.Tensor]) -> dict[ViewCrop, torch.Tensor]:
         """Class scores are averaged over the map, softmax outputs over the image and its mirror image (section 3.2)."""
         assert self.dense is not None
-        found: dict[int, torch.Tensor] = {}  # of an image, float64 [2, classes]
+        probabilities: dict[int, torch.Tensor] = {}  # of an image, float64 [2, classes]
         with _without_tuning():
             for numbers in self._alike(images):
                 plain = torch.stack([images[number] for number in numbers])
                 scores = self._scores(self.dense, torch.cat([plain, plain.flip(2)])).mean(dim=(2, 3))
                 both = scores.softmax(dim=1).view(2, len(numbers), -1)
-                found |= {number: both[:, place] for place, number in enumerate(numbers)}
-        stacked = torch.stack([found[number] for number in range(len(images))], dim=1)
+                probabilities |= {number: both[:, place] for place, number in enumerate(numbers)}
+        stacked = torch.stack([probabilities[number] for number in range(len(images))], dim=1)
         return {ViewCrop(px, "dense", False): stacked[0], ViewCrop(px, "dense", True): stacked[1]}
 
     def _alike(self, images: list[torch.Tensor]) -> list[list[int]]:

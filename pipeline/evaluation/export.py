@@ -26,7 +26,7 @@ KEPT = {
 }
 
 
-def export(one: Classifier, out: Path) -> tuple[Path, str]:
+def export(classifier: Classifier, out: Path) -> tuple[Path, str]:
     """Write both, the weights first, each whole or not at all. Returns the JSON's path, and the Python that loads them.
 
     Raises UserError if a JSON lies there that is no export's, and on a full disk.
@@ -38,47 +38,49 @@ def export(one: Classifier, out: Path) -> tuple[Path, str]:
     # Copies, since the format has no word for tensors that share memory.
     state = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in one.network.state_dict().items()
+        for name, value in classifier.network.state_dict().items()
     }
     with room(out, sum(value.nbytes for value in state.values()), AGAIN), whole(out) as temporary:
         save_tensors(state, temporary, {"format": "pt"})
-    tree = resolved(one.config)
+    tree = resolved(classifier.config)
     config: dict[str, Any] = {
         section: {key: value for key, value in tree[section].items() if keeps(key)} for section, keeps in KEPT.items()
     }
-    facts = {
+    described = {
         EXPORTED_BY: "tencrop",
-        "source": one.source,
+        "source": classifier.source,
         "weights_sha256": file_sha256(out),
-        "num_outputs": one.num_outputs,
-        "classes": list(one.classes) if one.classes else None,
-        "step": one.step,
-        "epoch": one.epoch,
+        "num_outputs": classifier.num_outputs,
+        "classes": list(classifier.classes) if classifier.classes else None,
+        "step": classifier.step,
+        "epoch": classifier.epoch,
         "config": config,
         "versions": versions(),
     }
-    replace(beside, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"), AGAIN)
-    return beside, loading(one, out)
+    replace(
+        beside, (json.dumps(described, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"), AGAIN
+    )
+    return beside, loading(classifier, out)
 
 
-def loading(one: Classifier, out: Path) -> str:
+def loading(classifier: Classifier, out: Path) -> str:
     """Lines of Python that give the network its weights: with torchvision's constructor where that builds it."""
-    name = one.config.model.name.removeprefix("torchvision:")
+    name = classifier.config.model.name.removeprefix("torchvision:")
     try:
-        to_torchvision(one.network, one.config.model.name, one.num_outputs)
+        to_torchvision(classifier.network, classifier.config.model.name, classifier.num_outputs)
         builds = [
             "plain torch loads it:",
             "import safetensors.torch, torchvision",
-            f"model = torchvision.models.{name}(num_classes={one.num_outputs})",
+            f"model = torchvision.models.{name}(num_classes={classifier.num_outputs})",
         ]
     except ValueError:
-        settings = network.settings(one.config.model, one.config.data)
+        settings = network.settings(classifier.config.model, classifier.config.data)
         words = "".join(f", {key}={value!r}" for key, value in settings.items())
         builds = [
             "torchvision has no such network; these lines load it, in this project's folder:",
             "import safetensors.torch",
             "from models.build import build",
-            f"model = build({one.config.model.name!r}, {one.num_outputs}{words})",
+            f"model = build({classifier.config.model.name!r}, {classifier.num_outputs}{words})",
         ]
     return "\n".join([*builds, f"model.load_state_dict(safetensors.torch.load_file({str(out)!r}))"])
 

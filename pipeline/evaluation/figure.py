@@ -91,8 +91,8 @@ def _title(page: Any, title: str, wide: int) -> None:
 def _cell(page: Any, left: int, top: int, outcome: Outcome, sample: int, label: int, names: Sequence[str]) -> None:
     _text(page, left, top + LINE_PX / 2, names[label], PICTURE_PX, size=8, weight="bold")
     pairs = zip(outcome.classes[sample].tolist(), outcome.probabilities[sample].tolist(), strict=True)
-    for line, (found, probability) in enumerate(pairs, 1):
-        if found == NO_CLASS:
+    for line, (output, probability) in enumerate(pairs, 1):
+        if output == NO_CLASS:
             continue
         above = top + line * LINE_PX
         page.bar(
@@ -101,11 +101,11 @@ def _cell(page: Any, left: int, top: int, outcome: Outcome, sample: int, label: 
             max(1, probability * PICTURE_PX),
             above,
             align="edge",
-            color=RED if found == label else BLUE,
+            color=RED if output == label else BLUE,
         )
         middle, share = above + (LINE_PX - 3) / 2, f"{probability:.0%}" if probability >= 0.01 else "<1%"
         taken = _text(page, left + PICTURE_PX - 3, middle, share, PICTURE_PX, size=7, ha="right")
-        _text(page, left + 3, middle, names[found], PICTURE_PX - 12 - taken, size=7.5)
+        _text(page, left + 3, middle, names[output], PICTURE_PX - 12 - taken, size=7.5)
 
 
 def _text(page: Any, x: float, y: float, words: str, room_px: float, **style: Any) -> float:
@@ -138,10 +138,10 @@ def _pictures(ids: np.ndarray, index: Index, data: Data) -> list[np.ndarray]:
         micro_batch=len(ids),
         samples=ids,
     )
-    found = []
+    pictures = []
     for batch in read:
         for image in batch.images[0]:
             height, width, _ = image.shape
             top, left = (height - PICTURE_PX) // 2, (width - PICTURE_PX) // 2
-            found.append(image[top : top + PICTURE_PX, left : left + PICTURE_PX].numpy())
-    return found
+            pictures.append(image[top : top + PICTURE_PX, left : left + PICTURE_PX].numpy())
+    return pictures

@@ -16,19 +16,19 @@ OWN = "DejaVu Sans"  # comes with matplotlib: Latin, Greek, Cyrillic, Arabic, He
 def families(words: Iterable[str]) -> tuple[list[str], list[str]]:
     """The machine's fonts are read only if some letter is not in `OWN`. They are listed anew each time, since
     matplotlib's list is kept on disk and does not know what was installed since."""
-    wanted = {letter for word in words for letter in word if unicodedata.category(letter)[0] not in "CZ"}
-    found, wanted = [OWN], wanted - _letters(font_manager.findfont(OWN))
-    if not wanted:
-        return found, []
+    letters = {letter for word in words for letter in word if unicodedata.category(letter)[0] not in "CZ"}
+    names, letters = [OWN], letters - _letters(font_manager.findfont(OWN))
+    if not letters:
+        return names, []
     for path in sorted(font_manager.findSystemFonts(), key=lambda path: ("Regular" not in path, path)):
-        has = wanted & _letters(path)
+        has = letters & _letters(path)
         if has:
             font_manager.fontManager.addfont(path)
-            found.append(font_manager.fontManager.ttflist[-1].name)
-            wanted -= has
-        if not wanted:
+            names.append(font_manager.fontManager.ttflist[-1].name)
+            letters -= has
+        if not letters:
             break
-    return found, sorted(wanted)
+    return names, sorted(letters)
 
 
 def _letters(path: str) -> set[str]:

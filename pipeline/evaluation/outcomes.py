@@ -46,14 +46,14 @@ class Outcomes:
     def scores(self) -> dict[str, Score]:
         """The score of each view."""
         seen = int(self.scored.sum())
-        found = {}
+        of_views = {}
         for view, outcome in self.views.items():
             wrong = [int(outcome.errors(self.labels, self.scored, top).sum()) for top in (1, TOP)]
             of_labels = outcome.label_probability[self.scored].tolist()
             loss = -math.fsum(math.log(max(p, SMALLEST)) for p in of_labels) / max(seen, 1)
             of_five = seen - wrong[1] if self.num_outputs > TOP else None
-            found[view] = Score(seen, seen - wrong[0], of_five, loss)
-        return found
+            of_views[view] = Score(seen, seen - wrong[0], of_five, loss)
+        return of_views
 
 
 class Accumulator:
@@ -69,13 +69,13 @@ class Accumulator:
         """The images of `ids` int64 [n]: `scored` bool [n]; probabilities float64 [n, classes] of each view."""
         columns = [torch.ones_like(scored), scored, torch.full_like(ids, probabilities[0].shape[1])]
         labels = self._labels[ids]
-        for found in probabilities:
-            top, classes = found.topk(min(TOP, found.shape[1]), dim=1)
+        for of_view in probabilities:
+            top, classes = of_view.topk(min(TOP, of_view.shape[1]), dim=1)
             # NaN sorts first, and would else be right by chance.
-            unknown = ~scored | found.isnan().any(dim=1)
+            unknown = ~scored | of_view.isnan().any(dim=1)
             classes = classes.masked_fill(unknown[:, None], NO_CLASS)
             top, classes = _widened(top, 0), _widened(classes, NO_CLASS)
-            of_label = found.gather(1, labels[:, None])
+            of_label = of_view.gather(1, labels[:, None])
             columns += [*classes.unbind(1), *_bits(top).unbind(1), *_bits(of_label).unbind(1)]
         self.rows.index_add_(0, ids, torch.stack([column.to(torch.int32) for column in columns], dim=1))
 
@@ -91,8 +91,8 @@ class Accumulator:
         views = {}
         for number, view in enumerate(self.views):
             of_view = np.ascontiguousarray(rows[:, _FIRST + number * _OF_VIEW : _FIRST + (number + 1) * _OF_VIEW])
-            found = of_view[:, TOP:].copy().view(np.float64)
-            views[view] = Outcome(of_view[:, :TOP], found[:, :TOP], found[:, TOP])
+            numbers = of_view[:, TOP:].copy().view(np.float64)
+            views[view] = Outcome(of_view[:, :TOP], numbers[:, :TOP], numbers[:, TOP])
         return Outcomes(self.labels, rows[:, 1] == 1, views, int(rows[:, 2].max()))
 
 

@@ -80,8 +80,8 @@ def compare(view: str, entries: Sequence[Entry], num_images: int, num_classes: i
 
 
 def _row(view: str, entries: Sequence[Entry], names: Sequence[str]) -> str:
-    if len(entries) == 1 and view == "centre" and (found := _of_torchvision(entries[0])):
-        return found
+    if len(entries) == 1 and view == "centre" and (published := _of_torchvision(entries[0])):
+        return published
     if not all(_is_the_papers(entry.config) for entry in entries):
         return ""
     if set(names) == {"alexnet_2012"}:
@@ -133,8 +133,8 @@ def _of_vgg(view: str, entries: Sequence[Entry], configurations: str) -> str:
 def _scales(view: str, config: Config) -> tuple[int, ...] | None:
     """The test scales, if all parts of the view have the same."""
     own = config.data.scales()
-    found = {part.scales_px or (own.three if part.kind == "150" else (own.one,)) for part in parse(view)}
-    return tuple(sorted(found.pop())) if len(found) == 1 else None
+    scales = {part.scales_px or (own.three if part.kind == "150" else (own.one,)) for part in parse(view)}
+    return tuple(sorted(scales.pop())) if len(scales) == 1 else None
 
 
 def _of_torchvision(entry: Entry) -> str:

@@ -68,9 +68,9 @@ def _rows(outcomes: Outcomes, index: Index, names: Sequence[str]) -> Iterator[li
         for sample, scored in enumerate(outcomes.scored.tolist()):
             row: list = [sample, keys[sample], view, labels[sample], names[labels[sample]]]
             row.append(_rounded(of_label[sample]) if scored else None)
-            for found, probability in zip(classes[sample], probabilities[sample], strict=True):
-                known = scored and found != NO_CLASS
-                row += [found, names[found], _rounded(probability)] if known else [None] * 3
+            for output, probability in zip(classes[sample], probabilities[sample], strict=True):
+                known = scored and output != NO_CLASS
+                row += [output, names[output], _rounded(probability)] if known else [None] * 3
             yield row
 
 

@@ -30,7 +30,7 @@ def torchvision_entries(name: str) -> tuple[Published, ...]:
     bare = name.removeprefix("torchvision:")
     if bare not in torchvision_names():
         return ()
-    entries, found = list(get_model_weights(bare)), []
+    entries, rows = list(get_model_weights(bare)), []
     default = getattr(get_model_weights(bare), "DEFAULT", None)
     for entry in entries:
         transforms, metrics = entry.transforms(), entry.meta["_metrics"].get("ImageNet-1K")
@@ -46,7 +46,7 @@ def torchvision_entries(name: str) -> tuple[Published, ...]:
             "std": std,
         }
         errors = round(100 - metrics["acc@1"], 3), round(100 - metrics["acc@5"], 3)
-        found.append(
+        rows.append(
             Published(entry.url.rpartition("/")[2], data, tuple(entry.meta["categories"]), errors, entry is default)
         )
-    return tuple(found)
+    return tuple(rows)

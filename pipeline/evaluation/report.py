@@ -47,7 +47,7 @@ class Evaluated:
     how: dict[str, Any]  # precision, device, processes, versions, quarantine_fingerprint
 
     def compare_with(self, view: str) -> str:
-        entries = [Entry(one.config, one.weights) for one in self.classifiers]
+        entries = [Entry(classifier.config, classifier.weights) for classifier in self.classifiers]
         return compare(view, entries, len(self.index), len(self.outputs))
 
 
@@ -55,7 +55,7 @@ def table(result: Evaluated) -> str:
     """A few aligned lines."""
     scores = result.outcomes.scores()
     images = next(iter(scores.values())).seen
-    what = " and ".join(_who(one) for one in result.classifiers)
+    what = " and ".join(_who(classifier) for classifier in result.classifiers)
     if len(result.classifiers) > 1:
         what = f"the average of {len(result.classifiers)} networks: {what}"
     wide = max(4, *map(len, scores)) + 2
@@ -85,7 +85,9 @@ def facts(result: Evaluated) -> dict[str, Any]:
     outcomes, classes = result.outcomes, result.index.classes
     views = {}
     for view, score in outcomes.scores().items():
-        seen = [crop for one in result.classifiers for crop, _ in view_crops(view, one.config.data.scales())]
+        seen = [
+            crop for classifier in result.classifiers for crop, _ in view_crops(view, classifier.config.data.scales())
+        ]
         views[view] = {
             **_figures(score),
             "compare_with": result.compare_with(view),
@@ -95,7 +97,7 @@ def facts(result: Evaluated) -> dict[str, Any]:
             "confusions": confusions(outcomes, view, result.names),
         }
     return {
-        "networks": [_facts_of(one) for one in result.classifiers],
+        "networks": [_facts_of(classifier) for classifier in result.classifiers],
         "data": result.data,
         "data_fingerprint": result.index.fingerprint,
         "num_samples": len(result.index),
@@ -126,10 +128,10 @@ def by_class(outcomes: Outcomes, view: str, outputs: np.ndarray, classes: Sequen
 
 def confusions(outcomes: Outcomes, view: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """The pairs (label, wrong first class) that came most often, most frequent first."""
-    found = outcomes.views[view].classes[:, 0]
-    wrong = outcomes.scored & (found != outcomes.labels) & (found != NO_CLASS)
+    likeliest = outcomes.views[view].classes[:, 0]
+    wrong = outcomes.scored & (likeliest != outcomes.labels) & (likeliest != NO_CLASS)
     of_label = Counter(outcomes.labels[outcomes.scored].tolist())
-    pairs = Counter(zip(outcomes.labels[wrong].tolist(), found[wrong].tolist(), strict=True))
+    pairs = Counter(zip(outcomes.labels[wrong].tolist(), likeliest[wrong].tolist(), strict=True))
     ordered = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:NUM_PAIRS]
     return [
         {
@@ -147,14 +149,14 @@ def presentation(result: Evaluated, other_set: str | None, picture: Any, picture
     confident mistakes in `picture_view`, and the errors in %; keys as in `eval_point`."""
     prefix = f"eval/{other_set}" if other_set else "eval"
     tables, summary = {}, {}
-    for view, found in facts(result)["views"].items():
-        worst = sorted(found["classes"], key=lambda row: -(row["top1_error_percent"] or 0))[:NUM_WORST]
-        for name, rows in (("worst_classes", worst), ("confusions", found["confusions"])):
+    for view, figures in facts(result)["views"].items():
+        worst = sorted(figures["classes"], key=lambda row: -(row["top1_error_percent"] or 0))[:NUM_WORST]
+        for name, rows in (("worst_classes", worst), ("confusions", figures["confusions"])):
             if rows:
                 tables[f"{prefix}/{view}/{name}"] = (list(rows[0]), [list(row.values()) for row in rows])
         for key in ("top1_error_percent", "top1_interval_percent", "top5_error_percent", "compare_with"):
-            if key in found:
-                summary[f"{prefix}/{view}/{key}"] = found[key]
+            if key in figures:
+                summary[f"{prefix}/{view}/{key}"] = figures[key]
     pictures = {f"{prefix}/{picture_view}/mistakes": (picture, "label, and five guesses")} if picture else {}
     return Media(result.classifiers[0].step, tables, pictures, summary)
 
@@ -169,40 +171,40 @@ def write(result: Evaluated, path: Path) -> None:
 
 
 def _figures(score: Score) -> dict[str, Any]:
-    found: dict[str, Any] = asdict(score)
-    found["loss"] = score.loss if math.isfinite(score.loss) else None  # JSON has no word for it
+    figures: dict[str, Any] = asdict(score)
+    figures["loss"] = score.loss if math.isfinite(score.loss) else None  # JSON has no word for it
     for top, correct in ((1, score.correct1), (TOP, score.correct5)):
         if correct is None:
-            del found["correct5"]
+            del figures["correct5"]
             continue
         wrong = score.seen - correct
-        found[f"top{top}_error_percent"] = _percent(wrong, score.seen)
-        found[f"top{top}_interval_percent"] = [100 * end for end in wilson(wrong, score.seen)]
-    return found
+        figures[f"top{top}_error_percent"] = _percent(wrong, score.seen)
+        figures[f"top{top}_interval_percent"] = [100 * end for end in wilson(wrong, score.seen)]
+    return figures
 
 
 def _percent(part: int, whole: int) -> float | None:
     return 100 * int(part) / int(whole) if whole else None
 
 
-def _who(one: Classifier) -> str:
-    name = one.config.model.name
-    named = one.source if one.source.startswith(name) else f"{name}, {one.source}"
-    return named + (f", step {one.step:,}" if one.step else "")
+def _who(classifier: Classifier) -> str:
+    name = classifier.config.model.name
+    named = classifier.source if classifier.source.startswith(name) else f"{name}, {classifier.source}"
+    return named + (f", step {classifier.step:,}" if classifier.step else "")
 
 
-def _facts_of(one: Classifier) -> dict[str, Any]:
-    data = one.config.data.model_dump(mode="json")
-    trained = {"quarantine_fingerprint": one.quarantine_fingerprint} if one.quarantine_fingerprint else {}
+def _facts_of(classifier: Classifier) -> dict[str, Any]:
+    data = classifier.config.data.model_dump(mode="json")
+    trained = {"quarantine_fingerprint": classifier.quarantine_fingerprint} if classifier.quarantine_fingerprint else {}
     return {
-        "source": one.source,
-        "model": one.config.model.name,
-        "weights": str(one.weights),
-        "weights_sha256": one.weights_sha256,
-        "step": one.step,
-        "epoch": one.epoch,
-        "num_outputs": one.num_outputs,
+        "source": classifier.source,
+        "model": classifier.config.model.name,
+        "weights": str(classifier.weights),
+        "weights_sha256": classifier.weights_sha256,
+        "step": classifier.step,
+        "epoch": classifier.epoch,
+        "num_outputs": classifier.num_outputs,
         "preprocessing": {name: data[name] for name in PREPROCESSING},
-        "corners": one.config.evaluation.corners,
+        "corners": classifier.config.evaluation.corners,
         **trained,
     }

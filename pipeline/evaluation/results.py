@@ -54,7 +54,7 @@ def _show(result: Evaluated, results: Results, say: Callable[[str], None]) -> No
     """The picture of mistakes, and all of it to Weights & Biases."""
     from pipeline.evaluation import figure
 
-    one, config, outcomes = result.classifiers[0], result.classifiers[0].config, result.outcomes
+    first, config, outcomes = result.classifiers[0], result.classifiers[0].config, result.outcomes
     picture_file = results.out.with_suffix(".png")
     scores = outcomes.scores()
     view = min(scores, key=lambda name: scores[name].top1_error)
@@ -69,12 +69,12 @@ def _show(result: Evaluated, results: Results, say: Callable[[str], None]) -> No
         say(
             f"              no font here has {''.join(unknown[:20])}: install one (Noto's have most) and run this again"
         )
-    point = {STEP: one.step, EPOCH: one.epoch}
+    point = {STEP: first.step, EPOCH: first.epoch}
     for name, score in scores.items():
         point |= eval_point(name, score.as_dict(), results.other_set)
     home = results.home
     home.mkdir(parents=True, exist_ok=True)
-    with open_journal(config, home, is_main=True, wandb_id=one.wandb_id if home == one.run else None) as journal:
+    with open_journal(config, home, is_main=True, wandb_id=first.wandb_id if home == first.run else None) as journal:
         journal.log(point)
         journal.log_media(report.presentation(result, results.other_set, picture, view))
     if journal.wandb_folder:
@@ -83,21 +83,21 @@ def _show(result: Evaluated, results: Results, say: Callable[[str], None]) -> No
 
 def _home(scoring: Scoring) -> Path:
     """The folder that results belong to: the run's own, or one named after what was scored."""
-    one = scoring.classifiers[0]
+    first = scoring.classifiers[0]
     if len(scoring.classifiers) > 1:
         all_of_them = "\n".join(each.weights_sha256 for each in scoring.classifiers)
         return Path("runs", f"ensemble-{hashlib.sha256(all_of_them.encode()).hexdigest()[:8]}")
-    if one.run is not None:
-        return one.run
-    name, _, file = one.source.partition("=")
+    if first.run is not None:
+        return first.run
+    name, _, file = first.source.partition("=")
     what = re.sub(r"[^\w.-]+", "-", f"{name}-{Path(file).stem}" if file else Path(name).stem)
-    return Path("runs", f"{what}-{one.weights_sha256[:8]}")  # which no run is called
+    return Path("runs", f"{what}-{first.weights_sha256[:8]}")  # which no run is called
 
 
 def _other_set(scoring: Scoring) -> str | None:
     """What the set is called beside a run's own; None for the validation set that the run was trained with."""
-    one = scoring.classifiers[0]
-    own = one.config.data.validation if len(scoring.classifiers) == 1 and one.run else None
+    first = scoring.classifiers[0]
+    own = first.config.data.validation if len(scoring.classifiers) == 1 and first.run else None
     if own is not None and _same(own, scoring.data):
         return None
     name = re.sub(r"[^\w.-]+", "-", scoring.data.rstrip("/").rpartition("/")[2])

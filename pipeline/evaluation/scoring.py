@@ -53,30 +53,32 @@ def prepare(
 ) -> Scoring:
     """Read the networks, and the set unless its index is there already. `data` None means the set that the run was
     validated on; `given` are the networks' classes. Raises UserError where they do not belong together."""
-    found = [classifier.read(source, [*changes], best) for source in sources]
-    config = found[0].config
-    for one in found:
-        if given and len(given.names) != one.num_outputs:
+    classifiers = [classifier.read(source, [*changes], best) for source in sources]
+    config = classifiers[0].config
+    for each in classifiers:
+        if given and len(given.names) != each.num_outputs:
             has = f"--classes {given.file} has {len(given.names)} names"
-            raise UserError(f"{has}, {one.source} {one.num_outputs} outputs")
+            raise UserError(f"{has}, {each.source} {each.num_outputs} outputs")
     data = data or config.data.validation
     if data is None:
-        trained = f"{sources[0]} was trained without data.validation" if found[0].run else "no set to score on"
+        trained = f"{sources[0]} was trained without data.validation" if classifiers[0].run else "no set to score on"
         raise UserError(f"{trained}. Name a packed set: --data FOLDER")
     index = index or open_set(data, config.data.cache.expanduser())
-    return Scoring(found, data, index, *_matched(found, index, given.names if given else None))
+    return Scoring(classifiers, data, index, *_matched(classifiers, index, given.names if given else None))
 
 
 def _matched(
-    found: Sequence[Classifier], index: Index, names: tuple[str, ...] | None
+    classifiers: Sequence[Classifier], index: Index, names: tuple[str, ...] | None
 ) -> tuple[np.ndarray, Sequence[str]]:
     """The networks' outputs of the set's classes, and the names of all outputs: the same for all networks."""
-    outputs = [classes.match(index.classes, names or one.classes, one.num_outputs, one.source) for one in found]
-    shown, *others = (classes.shown_names(names or one.classes, one.num_outputs) for one in found)
-    for one, its, its_names in zip(found[1:], outputs[1:], others, strict=True):
-        known = one.classes and found[0].classes and not names
+    outputs = [
+        classes.match(index.classes, names or each.classes, each.num_outputs, each.source) for each in classifiers
+    ]
+    shown, *others = (classes.shown_names(names or each.classes, each.num_outputs) for each in classifiers)
+    for each, its, its_names in zip(classifiers[1:], outputs[1:], others, strict=True):
+        known = each.classes and classifiers[0].classes and not names
         if its.tolist() != outputs[0].tolist() or len(its_names) != len(shown) or (known and its_names != shown):
-            raise UserError(f"{one.source} and {found[0].source} have other classes, so they cannot be averaged")
+            raise UserError(f"{each.source} and {classifiers[0].source} have other classes, so they cannot be averaged")
     return outputs[0], shown
 
 
@@ -91,7 +93,7 @@ def score(scoring: Scoring, meter: Meter, warn: Callable[[str], None]) -> Evalua
         left_out = quarantine.left_out(index)  # before this evaluation adds to it
         for line in left_out.lines() if runtime.is_main else ():
             warn(line)
-        models = [_on_device(one, runtime) for one in scoring.classifiers]
+        models = [_on_device(each, runtime) for each in scoring.classifiers]
         begin = time.perf_counter()
         bar = meter(index.num_samples, 0, "images", "scoring") if runtime.is_main else nullcontext(lambda done: None)
         with bar as progress:
@@ -117,7 +119,7 @@ def score(scoring: Scoring, meter: Meter, warn: Callable[[str], None]) -> Evalua
         return None
     if not outcomes.scored.any():
         raise UserError(f"{scoring.data}: not one image could be decoded, so there is nothing to count")
-    how = {
+    circumstances = {
         "precision": "bf16" if bf16 else "fp32",
         "device": torch.cuda.get_device_name(runtime.device) if runtime.on_gpu else "cpu",
         "processes": runtime.world,
@@ -125,10 +127,10 @@ def score(scoring: Scoring, meter: Meter, warn: Callable[[str], None]) -> Evalua
         "quarantine_fingerprint": left_out.fingerprint,
     }
     return Evaluated(
-        scoring.classifiers, scoring.data, index, scoring.outputs, scoring.names, outcomes, images_per_s, how
+        scoring.classifiers, scoring.data, index, scoring.outputs, scoring.names, outcomes, images_per_s, circumstances
     )
 
 
-def _on_device(one: Classifier, runtime: Runtime) -> ScoredModel:
-    one.network.to(runtime.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return ScoredModel(one.network, one.config.data, one.config.evaluation.corners)
+def _on_device(scored: Classifier, runtime: Runtime) -> ScoredModel:
+    scored.network.to(runtime.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return ScoredModel(scored.network, scored.config.data, scored.config.evaluation.corners)

@@ -39,10 +39,10 @@ def balance(counts: dict[int, int], classes: tuple[str, ...] | None, findings: F
     ]
     if not listed:
         return {"num_classes": num_classes, "num_empty": num_empty, "largest": None, "smallest": None, "counts": []}
-    largest = max(listed, key=lambda one: one["count"])
-    smallest = min(listed, key=lambda one: one["count"])
+    largest = max(listed, key=lambda row: row["count"])
+    smallest = min(listed, key=lambda row: row["count"])
     if largest["count"] >= IMBALANCE * smallest["count"]:
-        few, many = (f"'{one['name']}' has {one['count']:,}" for one in (smallest, largest))
+        few, many = (f"'{row['name']}' has {row['count']:,}" for row in (smallest, largest))
         findings.add("imbalance", "", "", f"{many} images, {few}")
     return {
         "num_classes": num_classes,

@@ -128,17 +128,19 @@ def work(job: Job) -> None:
 
 def _scan(shard: _Shard) -> None:
     job = shard.job
-    found, shard.columns = scan_shard(job.tar, job.name, shard.problem, shard.sample, job.layout, numbers(job.classes))
-    shard.form = found.form
-    if job.expected and found.size != job.expected.size:
-        shard.say("changed_shard", "", f"has {found.size} bytes, the manifest says {job.expected.size}")
-    elif job.expected and found.sha256 != job.expected.sha256:
+    scanned, shard.columns = scan_shard(
+        job.tar, job.name, shard.problem, shard.sample, job.layout, numbers(job.classes)
+    )
+    shard.form = scanned.form
+    if job.expected and scanned.size != job.expected.size:
+        shard.say("changed_shard", "", f"has {scanned.size} bytes, the manifest says {job.expected.size}")
+    elif job.expected and scanned.sha256 != job.expected.sha256:
         shard.say("changed_shard", "", "its SHA-256 is not the one in the manifest")
     with open(job.tar, "rb") as file:
-        file.seek(max(0, found.size - END_MARK_BYTES))
+        file.seek(max(0, scanned.size - END_MARK_BYTES))
         if shard.is_whole and file.read().strip(b"\0"):
             shard.say("no_end", "", "ends without the two empty blocks that close a tar")
-    if not found.num_samples and shard.is_whole:
+    if not scanned.num_samples and shard.is_whole:
         shard.say("empty_shard", "", "holds no sample with image and label")
     for row, label in enumerate(shard.columns["label"]):
         key, last = shard.key(row), len(job.classes) - 1 if job.classes else sys.maxsize

@@ -139,8 +139,8 @@ class Findings:
 
     def as_json(self) -> dict[str, Any]:
         kinds = {
-            kind: {**facts._asdict(), "count": self.counts[kind], "listed": len(self.of(kind))}
-            for kind, facts in KINDS.items()
+            kind: {**about._asdict(), "count": self.counts[kind], "listed": len(self.of(kind))}
+            for kind, about in KINDS.items()
             if self.counts[kind]
         }
         return {

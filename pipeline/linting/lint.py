@@ -67,31 +67,31 @@ def lint(sources: Sequence[str], out: Path | None, workers: int, meter: Meter, f
     arguments, and for a folder that cannot be written to.
     """
     builds.require_dali()
-    targets = {source: found for given in sources for source, found in all_targets(given).items()}
+    targets = {source: target for given in sources for source, target in all_targets(given).items()}
     folders = _folders(targets, out)
     with tempfile.TemporaryDirectory(prefix="tencrop-lint-") as records:
         seen = []
-        for number, (source, found) in enumerate(targets.items()):
+        for number, (source, target) in enumerate(targets.items()):
             home = Path(records, str(number))
             home.mkdir()
-            jobs = found.jobs(home)
+            jobs = target.jobs(home)
             _examine(jobs, workers, meter)
-            seen.append(_Seen(source, found, folders[source], jobs, *_merge(found, jobs)))
-        for one in seen:
+            seen.append(_Seen(source, target, folders[source], jobs, *_merge(target, jobs)))
+        for linted in seen:
             for other in seen:
-                if one is not other:
-                    _compare(one, other)
-        return [_settle(one, [other.source for other in seen if other is not one], forget) for one in seen]
+                if linted is not other:
+                    _compare(linted, other)
+        return [_settle(linted, [other.source for other in seen if other is not linted], forget) for linted in seen]
 
 
 def _folders(targets: dict[str, Target], out: Path | None) -> dict[str, Path]:
     """Where the results of each set go. No two sets may share a folder."""
     if out is None:
-        folders = {source: found.home for source, found in targets.items()}
+        folders = {source: target.home for source, target in targets.items()}
     elif len(targets) == 1:
         folders = dict.fromkeys(targets, out)
     else:
-        folders = {source: out / found.home.name for source, found in targets.items()}
+        folders = {source: out / target.home.name for source, target in targets.items()}
     of: dict[Path, str] = {}
     for source, folder in folders.items():
         other = of.setdefault(folder.resolve(), source)
@@ -100,36 +100,36 @@ def _folders(targets: dict[str, Target], out: Path | None) -> dict[str, Path]:
     return {source: _writable(folder) for source, folder in folders.items()}
 
 
-def _compare(one: _Seen, other: _Seen) -> None:
-    one.digests.tell_shared(other.digests, other.source, one.findings)
-    here, there = one.target.classes, other.target.classes
+def _compare(linted: _Seen, other: _Seen) -> None:
+    linted.digests.tell_shared(other.digests, other.source, linted.findings)
+    here, there = linted.target.classes, other.target.classes
     if here and there and here != there:
         at = next((n for n, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1]), None)
-        how = f"{len(here)} classes here, {len(there)} there" if at is None else (
+        difference = f"{len(here)} classes here, {len(there)} there" if at is None else (
             f"label {at} is '{here[at]}' here, '{there[at]}' there"
         )  # fmt: skip
-        one.findings.add("other_classes", "", "", f"{other.source} has another class list: {how}")
+        linted.findings.add("other_classes", "", "", f"{other.source} has another class list: {difference}")
 
 
-def _settle(one: _Seen, others: list[str], forget: bool) -> Linted:
+def _settle(linted: _Seen, others: list[str], forget: bool) -> Linted:
     """Write down what was found, and mend the quarantine."""
-    looked_at, folder, findings = one.target, one.folder, one.findings
+    looked_at, folder, findings = linted.target, linted.folder, linted.findings
     known = quarantine.read(folder / QUARANTINE)
-    seen = {job.name for job in one.jobs} - one.unknown
-    settled = {entry.shard for entry in known} - one.unknown if looked_at.by_image else seen
-    stale = _stale(known, one.bad, settled)
+    seen = {job.name for job in linted.jobs} - linted.unknown
+    settled = {entry.shard for entry in known} - linted.unknown if looked_at.by_image else seen
+    stale = _stale(known, linted.bad, settled)
     for entry in [] if forget else stale:
         findings.add("stale_quarantine", entry.shard, entry.key, f"'{entry.key}' is quarantined, but it is fine now")
     if forget and stale:
         _forget(folder / QUARANTINE, set(stale))
-    bad = quarantine.with_digests(looked_at.packed, one.bad) if looked_at.packed else one.bad
+    bad = quarantine.with_digests(looked_at.packed, linted.bad) if looked_at.packed else linted.bad
     new = quarantine.add(folder / QUARANTINE, bad) if bad else []
-    found = findings.as_json()
-    verdict = "errors" if found["counts"]["error"] else "clean"
-    report = {"version": VERSION, "source": one.source, "compared_with": others, "verdict": verdict}
-    report |= {**one.statistics, **found}
-    report["quarantine"] = {"undecodable": len(one.bad), "stale": 0 if forget else len(stale)}
-    shown = thumbnails.shown(findings, one.digests, [job.tar for job in one.jobs])
+    listed = findings.as_json()
+    verdict = "errors" if listed["counts"]["error"] else "clean"
+    report = {"version": VERSION, "source": linted.source, "compared_with": others, "verdict": verdict}
+    report |= {**linted.statistics, **listed}
+    report["quarantine"] = {"undecodable": len(linted.bad), "stale": 0 if forget else len(stale)}
+    shown = thumbnails.shown(findings, linted.digests, [job.tar for job in linted.jobs])
     _write(folder / PAGE, page.page(report, shown))
     _write(folder / JSON, json.dumps(report, indent=1) + "\n")
     return Linted(report, folder, looked_at.home, looked_at.by_image, len(new), len(stale) if forget else 0)

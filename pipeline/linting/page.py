@@ -69,8 +69,8 @@ def page(report: dict[str, Any], shown: dict[tuple[str, str], Shown]) -> str:
 def verdict(report: dict[str, Any]) -> str:
     """One line for page and console."""
     counts = report["counts"]
-    found = ", ".join(counted(counts[severity], severity) for severity in SEVERITIES[:2])
-    about = f"{found} in {counted(report['num_images'], 'image')} of {counted(report['num_shards'], 'shard')}"
+    told = ", ".join(counted(counts[severity], severity) for severity in SEVERITIES[:2])
+    about = f"{told} in {counted(report['num_images'], 'image')} of {counted(report['num_shards'], 'shard')}"
     return f"NOT CLEAN: {about}" if counts["error"] else f"CLEAN: {about}"
 
 
@@ -92,16 +92,16 @@ def _findings(report: dict[str, Any], shown: dict[tuple[str, str], Shown]) -> st
     if not report["kinds"]:
         return "<p>Nothing was found.</p>"
     rows = []
-    for kind, facts in report["kinds"].items():
+    for kind, known in report["kinds"].items():
         listed = [finding for finding in report["findings"] if finding["kind"] == kind]
         examples = "".join(_example(finding, shown) for finding in listed[:EXAMPLES])
-        more = facts["count"] - min(len(listed), EXAMPLES)
+        more = known["count"] - min(len(listed), EXAMPLES)
         examples += f"<li>and {more:,} more: lint.json lists {len(listed):,}</li>" if more else ""
-        is_open = " open" if facts["severity"] == "error" else ""
+        is_open = " open" if known["severity"] == "error" else ""
         rows.append(
-            f'<tr><td class="{facts["severity"]}">{facts["severity"]}</td><td class="number">{facts["count"]:,}</td>'
-            f"<td><details{is_open}><summary>{escape(facts['title'])} <small>{kind}</small></summary>"
-            f"<ul>{examples}</ul></details></td><td>{escape(facts['action'])}</td></tr>"
+            f'<tr><td class="{known["severity"]}">{known["severity"]}</td><td class="number">{known["count"]:,}</td>'
+            f"<td><details{is_open}><summary>{escape(known['title'])} <small>{kind}</small></summary>"
+            f"<ul>{examples}</ul></details></td><td>{escape(known['action'])}</td></tr>"
         )
     head = '<tr><th>Severity</th><th class="number">Count</th><th>What, and examples</th><th>Next action</th></tr>'
     return f"<h2>Findings</h2>\n<table class='findings'>{head}\n" + "\n".join(rows) + "\n</table>"
@@ -124,15 +124,15 @@ def _sizes(of_size: dict[str, Any]) -> str:
         for bar in of_size["short_side"]
     ]  # fmt: skip
     extremes = "".join(
-        f"<li>{name.replace('_', ' ')}: {one['width']} x {one['height']} px, "
-        f"<code>{escape(one['key'])}</code> in {escape(one['shard'])}</li>"
-        for name, one in of_size["extremes"].items()
+        f"<li>{name.replace('_', ' ')}: {extreme['width']} x {extreme['height']} px, "
+        f"<code>{escape(extreme['key'])}</code> in {escape(extreme['shard'])}</li>"
+        for name, extreme in of_size["extremes"].items()
     )
     return f"<h2>Short sides</h2>\n{_bars(rows)}\n<ul>{extremes}</ul>"
 
 
 def _classes(classes: dict[str, Any]) -> str:
-    rows = [(one["name"], one["count"]) for one in classes["counts"]]
+    rows = [(count["name"], count["count"]) for count in classes["counts"]]
     note = f"{classes['num_classes']:,} classes, {classes['num_empty']:,} of them empty"
     if classes["largest"]:
         largest, smallest = classes["largest"], classes["smallest"]
@@ -148,4 +148,4 @@ def _classes(classes: dict[str, Any]) -> str:
 
 
 def _counts(title: str, counts: dict[str, int]) -> str:
-    return f"<h2>{title}</h2>\n{_bars(sorted(counts.items(), key=lambda one: -one[1]))}" if counts else ""
+    return f"<h2>{title}</h2>\n{_bars(sorted(counts.items(), key=lambda row: -row[1]))}" if counts else ""

@@ -62,10 +62,10 @@ class Digests:
             return None
         number = self._names.index(shard)
         rows = self._rows(number)
-        found = np.flatnonzero(rows["key"] == key.encode())
-        if not len(found):
+        matches = np.flatnonzero(rows["key"] == key.encode())
+        if not len(matches):
             return None
-        return Place(number, *(int(rows[column][found[0]]) for column in Place._fields[1:]))
+        return Place(number, *(int(rows[column][matches[0]]) for column in Place._fields[1:]))
 
     def named(self, label: int) -> str:
         """A label for people: its number, and its name if there is a class list."""
@@ -87,7 +87,7 @@ class Digests:
                     findings.counts[kind] += 1  # without looking up names
                     continue
                 (shard, key), (home, twin) = self._where(other), self._where(first)
-                labels = " and ".join(self.named(int(one)) for one in dict.fromkeys((label[other], label[first])))
+                labels = " and ".join(self.named(int(number)) for number in dict.fromkeys((label[other], label[first])))
                 findings.add(kind, shard, key, f"sample '{key}' is the same image as '{twin}' in {home}: {labels}")
 
     def tell_shared(self, other: "Digests", called: str, findings: Findings) -> None:

@@ -16,21 +16,21 @@ def no_sizes() -> Sizes:
 def add(sizes: Sizes, shard: str, key: str, height: int, width: int) -> None:
     short, long = sorted((height, width))
     sizes["short_side"][max(number for number, edge in enumerate(EDGES_PX) if short >= edge)] += 1
-    one = {"shard": shard, "key": key, "width": width, "height": height}
+    extreme = {"shard": shard, "key": key, "width": width, "height": height}
     for name, rank in (("smallest", -short), ("largest", short * long), ("most_elongated", long / max(short, 1))):
-        _keep(sizes["extremes"], name, {**one, "rank": rank})
+        _keep(sizes["extremes"], name, {**extreme, "rank": rank})
 
 
 def merge(sizes: Sizes, more: Sizes) -> None:
     sizes["short_side"] = [a + b for a, b in zip(sizes["short_side"], more["short_side"], strict=True)]
-    for name, one in more["extremes"].items():
-        _keep(sizes["extremes"], name, one)
+    for name, extreme in more["extremes"].items():
+        _keep(sizes["extremes"], name, extreme)
 
 
-def _keep(extremes: dict[str, Any], name: str, one: dict[str, Any]) -> None:
+def _keep(extremes: dict[str, Any], name: str, extreme: dict[str, Any]) -> None:
     """The first of the largest rank: shards come in order, so the same one at any number of workers."""
-    if name not in extremes or one["rank"] > extremes[name]["rank"]:
-        extremes[name] = one
+    if name not in extremes or extreme["rank"] > extremes[name]["rank"]:
+        extremes[name] = extreme
 
 
 def as_json(sizes: Sizes) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def as_json(sizes: Sizes) -> dict[str, Any]:
         for low, high, count in zip(EDGES_PX, [*EDGES_PX[1:], None], sizes["short_side"], strict=True)
     ]
     extremes = {
-        name: {field: value for field, value in one.items() if field != "rank"}
-        for name, one in sizes["extremes"].items()
+        name: {field: value for field, value in extreme.items() if field != "rank"}
+        for name, extreme in sizes["extremes"].items()
     }
     return {"short_side": histogram, "extremes": extremes}

@@ -21,8 +21,8 @@ def lines(linted: Linted) -> Iterator[str]:
     example: dict[str, str] = {}
     for finding in report["findings"]:
         example.setdefault(finding["kind"], where(finding))
-    for kind, facts in report["kinds"].items():
-        yield f"  {facts['severity']:<8}{facts['count']:>9,}  {facts['title']}"
+    for kind, of_kind in report["kinds"].items():
+        yield f"  {of_kind['severity']:<8}{of_kind['count']:>9,}  {of_kind['title']}"
         yield f"{'':21}e.g. {example[kind]}"
     if linted.num_quarantined:
         yield f"{folder / QUARANTINE} has new rows, of images that cannot be decoded: {linted.num_quarantined:,}"

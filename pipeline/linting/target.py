@@ -58,7 +58,7 @@ class Target:
 
 def all_targets(source: str) -> dict[str, Target]:
     """The sets that `source` names: itself, or those in the folder that launch.pack wrote. Raises as `target` does."""
-    inside = sorted(found.parent for found in Path(source).glob(f"*/{MANIFEST}")) if not is_remote(source) else []
+    inside = sorted(manifest.parent for manifest in Path(source).glob(f"*/{MANIFEST}")) if not is_remote(source) else []
     if inside and not (Path(source) / MANIFEST).exists():
         return {str(folder): target(str(folder)) for folder in inside}
     return {source: target(source)}
@@ -75,19 +75,19 @@ def target(source: str) -> Target:
         raise UserError(
             f"{source} does not exist. Give a packed set's folder, a folder of .tar shards, a .tar or a glob"
         )
-    found = sources.find(source)
-    if found.kind != SHARDS:
-        raise UserError(f"{source} is {found.kind}, not shards. Pack it first: {_pack(source)}")
-    if len(found.files) > 1:
-        name = next(iter(found.files))
+    origin = sources.find(source)
+    if origin.kind != SHARDS:
+        raise UserError(f"{source} is {origin.kind}, not shards. Pack it first: {_pack(source)}")
+    if len(origin.files) > 1:
+        name = next(iter(origin.files))
         raise UserError(
-            f"{source} holds shards of several sets ({', '.join(found.files)}). Lint one at a time, "
-            f"such as '{found.root}/*{name}*.tar'"
+            f"{source} holds shards of several sets ({', '.join(origin.files)}). Lint one at a time, "
+            f"such as '{origin.root}/*{name}*.tar'"
         )
-    files = [file for listed in found.files.values() for file in listed]
-    if found.compressed:
+    files = [file for listed in origin.files.values() for file in listed]
+    if origin.compressed:
         raise UserError(f"{source} is compressed. Pack it first, which unpacks it: {_pack(source)}")
-    return Target(found.root, [(file.name, found.root / file.name, None) for file in files], [], None, [])
+    return Target(origin.root, [(file.name, origin.root / file.name, None) for file in files], [], None, [])
 
 
 def _pack(source: str) -> str:

@@ -22,12 +22,12 @@ SIDE_PX = 96
 
 def shown(findings: Findings, digests: Digests, tars: Sequence[Path]) -> dict[tuple[str, str], Shown]:
     """Of the first `EXAMPLES` findings of each kind, those that are about one image."""
-    found: dict[tuple[str, str], Shown] = {}
+    pictures: dict[tuple[str, str], Shown] = {}
     for kind in KINDS:
         for _, shard, key, _ in findings.of(kind)[:EXAMPLES]:
-            if (shard, key) not in found and (place := digests.place(shard, key)):
-                found[shard, key] = Shown(digests.named(place.label), _picture(tars[place.shard], place))
-    return found
+            if (shard, key) not in pictures and (place := digests.place(shard, key)):
+                pictures[shard, key] = Shown(digests.named(place.label), _picture(tars[place.shard], place))
+    return pictures
 
 
 def _picture(tar: Path, place: Place) -> str:

@@ -1,6 +1,6 @@
 """Tars that exist, here or at a URL: shards to index where they are, compressed ones, tars of class folders.
 
-In: paths, a pattern or a URL. Out: `Found`.
+In: paths, a pattern or a URL. Out: `Origin`.
 """
 
 import glob
@@ -12,12 +12,12 @@ from pathlib import Path
 from pipeline.data.storage.remote import list_files
 from pipeline.errors import UserError
 from pipeline.packing import tars
-from pipeline.packing.listing import CLASS_TARS, LAYOUT, SHARDS, SPLITS, File, Found
+from pipeline.packing.listing import CLASS_TARS, LAYOUT, SHARDS, SPLITS, File, Origin
 
 COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 
 
-def shards(paths: list[Path], split: str | None, root: Path | None = None) -> Found:
+def shards(paths: list[Path], split: str | None, root: Path | None = None) -> Origin:
     """Existing shards on this machine."""
     for path in sorted(paths):
         if not path.name.endswith(".tar") and not COMPRESSED.search(path.name):
@@ -27,34 +27,34 @@ def shards(paths: list[Path], split: str | None, root: Path | None = None) -> Fo
                 f"{path} is a link to {os.path.realpath(path)}, which is not there. Fetch it, or remove the link"
             )
     if not paths:
-        return Found(SHARDS, Path(), {})
+        return Origin(SHARDS, Path(), {})
     base = Path(os.path.realpath(root or os.path.commonpath([path.parent.absolute() for path in paths])))
     names = sorted(os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), base) for path in paths)
     by_set = _by_set([File(name, (base / name).stat().st_size) for name in names], str(base), split)
     first = base / names[0]
     compressed = [name for name in names if tars.opener(base / name)]
     if not tars.holds_class_folders(first):
-        return Found(SHARDS, base, by_set, compressed=bool(compressed))
+        return Origin(SHARDS, base, by_set, compressed=bool(compressed))
     if compressed:
         raise UserError(
             f"{first} holds class folders and is compressed. Unpack it and pack the folder: mkdir photos && "
             f"tar -xf {shlex.quote(str(first))} -C photos"
         )
-    return Found(CLASS_TARS, base, *_in_class_tars(base, by_set))
+    return Origin(CLASS_TARS, base, *_in_class_tars(base, by_set))
 
 
 def matching(source: str) -> list[Path]:
     """The files of a pattern with wildcards or braces. Raises UserError for one of the braces that is not there."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for pattern in _braces(source):
         files = [Path(name) for name in glob.glob(pattern, recursive=True)]
         if not files and pattern != source:
             raise UserError(f"{pattern} does not exist, which '{source}' names. Fetch it, or change the pattern")
-        found += files
-    return found
+        paths += files
+    return paths
 
 
-def remote_shards(source: str, split: str | None) -> Found:
+def remote_shards(source: str, split: str | None) -> Origin:
     """Shards behind a URL with wildcards, or with numbers in braces as WebDataset writes them: {000000..001281}."""
     listed = sorted(file for pattern in _braces(source) for file in list_files(pattern))
     strange = next((url for url, _ in listed if not url.endswith(".tar")), None)
@@ -63,7 +63,7 @@ def remote_shards(source: str, split: str | None) -> Found:
         raise UserError(f"{what}. Give a pattern that matches shards alone, quoted: 's3://bucket/set/train-*.tar'")
     base = os.path.commonprefix([url for url, _ in listed]).rpartition("/")[0]  # noqa: RUF071  (it is, at the slash)
     files = [File(url.removeprefix(f"{base}/"), size) for url, size in listed]
-    return Found(SHARDS, Path(), _by_set(files, base, split), url=base)
+    return Origin(SHARDS, Path(), _by_set(files, base, split), url=base)
 
 
 def _in_class_tars(base: Path, by_set: dict[str, list[File]]) -> tuple[dict[str, list[File]], tuple[str, ...]]:

@@ -35,16 +35,16 @@ class Member(NamedTuple):
 
 def train_images(archive: Path) -> Iterator[Member]:
     """The images of the archive's inner tars. Raises UserError for a damaged archive or one with no inner tars."""
-    found = False
+    any_class = False
     with open(archive, "rb") as raw:
         for name, offset, size in list(_members(archive, raw, 0, archive.stat().st_size)):
             synset, dot, ending = name.rpartition("/")[2].rpartition(".")
             if (dot, ending) != (".", "tar"):
                 continue
             for image, image_offset, image_size in _members(archive, raw, offset, size):
-                found = True
+                any_class = True
                 yield Member(f"{archive.name}/{name}/{image}", image_offset, image_size, synset)
-    if not found:
+    if not any_class:
         raise UserError(f"{archive} holds no tars of images, one per class. Fetch ImageNet's {TRAIN} again")
 
 

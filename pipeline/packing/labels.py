@@ -5,18 +5,18 @@ In: the scanned shards of each set. Out: the list; labels that are names become 
 
 from pipeline.data.layout import numbers
 from pipeline.errors import UserError
-from pipeline.packing.listing import Found
+from pipeline.packing.listing import Origin
 
 FEW_CLASSES = 1000  # a few shards of ImageNet may have fewer samples than it has classes
 
 
-def check_labels(found: Found, shards: dict[str, list], classes: list[str] | None) -> list[str]:
+def check_labels(origin: Origin, shards: dict[str, list], classes: list[str] | None) -> list[str]:
     """The class list of existing shards, with every label in it; without one, the labels are the names. Labels that are
     names become numbers here, in the order of the alphabet."""
     if not classes:
-        classes = _number_names(found, shards)
+        classes = _number_names(origin, shards)
     labels = [
-        (label, f"{found.url or found.root}/{shard.name}", key)
+        (label, f"{origin.url or origin.root}/{shard.name}", key)
         for rows in shards.values()
         for shard, columns in rows
         for label, key in zip(columns["label"], columns["key"], strict=True)
@@ -34,28 +34,30 @@ def check_labels(found: Found, shards: dict[str, list], classes: list[str] | Non
                 f"{path}: sample '{key.decode()}' has label {label}, outside 0..{num_classes - 1}. "
                 + (
                     "Do these labels count from 1? Write them from 0, or give a list that begins with a class for 0"
-                    if label == num_classes and not any(one == 0 for one, *_ in labels)
+                    if label == num_classes and not any(number == 0 for number, *_ in labels)
                     else "Give the right list with --classes, or mend the shard"
                 )
             )
     return classes or [str(label) for label in range(num_classes)]
 
 
-def _number_names(found: Found, shards: dict[str, list]) -> list[str] | None:
+def _number_names(origin: Origin, shards: dict[str, list]) -> list[str] | None:
     """The class list of labels that are names, which become its numbers; None if all are numbers already."""
     columns = [columns for rows in shards.values() for _, columns in rows]
-    kinds = {type(label) for one in columns for label in one["label"]}
+    kinds = {type(label) for of_shard in columns for label in of_shard["label"]}
     if str not in kinds:
         return None
     if int in kinds:
-        name, number = (next(x for one in columns for x in one["label"] if isinstance(x, kind)) for kind in (str, int))
-        raise UserError(
-            f"{found.url or found.root}: some labels are names ('{name}'), others numbers ({number}). Give the list of "
-            f"classes with --classes"
+        name, number = (
+            next(x for of_shard in columns for x in of_shard["label"] if isinstance(x, kind)) for kind in (str, int)
         )
-    classes = sorted({label for one in columns for label in one["label"]})
+        raise UserError(
+            f"{origin.url or origin.root}: some labels are names ('{name}'), others numbers ({number}). Give the list "
+            f"of classes with --classes"
+        )
+    classes = sorted({label for of_shard in columns for label in of_shard["label"]})
     known = numbers(classes)
     assert known is not None
-    for one in columns:
-        one["label"] = [known[label] for label in one["label"]]
+    for of_shard in columns:
+        of_shard["label"] = [known[label] for label in of_shard["label"]]
     return classes

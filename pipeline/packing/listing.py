@@ -35,7 +35,7 @@ class File(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class Origin:
     """The files of each set (for archives: the archives). `notes` say what was left aside; shards that are elsewhere
     have a `url` that their names are relative to, in place of the root; `compressed` if some of them are."""
 

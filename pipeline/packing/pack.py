@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.files import PACK_ON, cannot_write, is_full, room
 from pipeline.packing import indexing, sets, sources, staging
 from pipeline.packing.labels import check_labels
-from pipeline.packing.listing import CLASS_FOLDERS, CLASS_TARS, SHARDS, SPLIT_FOLDERS, Found
+from pipeline.packing.listing import CLASS_FOLDERS, CLASS_TARS, SHARDS, SPLIT_FOLDERS, Origin
 from pipeline.packing.options import QUALITY, SHARD_IMAGES, Options
 from pipeline.packing.photo import rgb_statistics
 from pipeline.packing.shard import PackJob, ScanJob, finished, read_record, work
@@ -59,21 +59,21 @@ def pack(
     Raises UserError for anything that the user can mend; KeyboardInterrupt leaves `OUT.part`, from which the same call
     goes on.
     """
-    found = sources.find(source, options.split)
-    files = ", ".join(f"{name} {counted(len(files), 'file')}" for name, files in found.files.items())
-    say(f"{source}: {found.kind} ({files})")
-    for note in found.notes:
+    origin = sources.find(source, options.split)
+    files = ", ".join(f"{name} {counted(len(files), 'file')}" for name, files in origin.files.items())
+    say(f"{source}: {origin.kind} ({files})")
+    for note in origin.notes:
         say(note)
-    _check_options(found, options)
+    _check_options(origin, options)
     target = Path(os.path.realpath(out))
-    if found.kind in (CLASS_FOLDERS, SPLIT_FOLDERS) and target.is_relative_to(found.root):
+    if origin.kind in (CLASS_FOLDERS, SPLIT_FOLDERS) and target.is_relative_to(origin.root):
         raise UserError(f"{out} lies inside {source}, where it would be taken for images. Give an OUT outside of it")
     classes = sets.read_classes(options.classes) if options.classes else None
     request = {
         "version": VERSION,
-        "kind": found.kind,
+        "kind": origin.kind,
         "options": _recorded(options, classes),
-        "fingerprint": found.fingerprint,
+        "fingerprint": origin.fingerprint,
     }
     packed = staging.already_packed(target, request)
     if packed:
@@ -84,36 +84,36 @@ def pack(
             say(f"by an earlier version of this program, whose sets are still read. Remove {out} to pack it anew")
         return packed | {"doubts": _doubts(out, packed)}
     contents = None
-    if found.kind != SHARDS:
-        contents = sets.arrange(found, classes, options.val_labels, options.holdout or 0.0, options.seed)
+    if origin.kind != SHARDS:
+        contents = sets.arrange(origin, classes, options.val_labels, options.holdout or 0.0, options.seed)
         classes = contents.classes
-    num_files = sum(len(files) for files in found.files.values())
+    num_files = sum(len(files) for files in origin.files.values())
     with room(staging.place(target), INDEX_BYTES * num_files, PACK_ON), staging.staged(target, request, say) as part:
-        jobs = _pack_jobs(found, contents, options, part) if contents else _scan_jobs(found, classes, options, part)
+        jobs = _pack_jobs(origin, contents, options, part) if contents else _scan_jobs(origin, classes, options, part)
         _run(part, [job for of_set in jobs.values() for job in of_set], workers, say, meter)
-        summary = request | _finish(part, target, found, classes, jobs, options)
+        summary = request | _finish(part, target, origin, classes, jobs, options)
         staging.publish(part, target, summary)
     return summary | {"doubts": _doubts(out, summary)}
 
 
 def _doubts(out: Path, packed: dict[str, Any]) -> list[str]:
     loaded = {name: index.load(out / name, verify=False) for name in packed["sets"]}
-    return plausible.doubts(loaded.get("train"), *(one for name, one in loaded.items() if name != "train"))
+    return plausible.doubts(loaded.get("train"), *(other for name, other in loaded.items() if name != "train"))
 
 
-def _check_options(found: Found, options: Options) -> None:
-    if found.kind == SHARDS:
+def _check_options(origin: Origin, options: Options) -> None:
+    if origin.kind == SHARDS:
         for name in ("holdout", "shard_images", "short_side", "raw", "val_labels"):
             if getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} does nothing for shards that exist: they stay as they are. Leave it out")
     elif options.label or options.image:
-        raise UserError(f"--label and --image are for WebDataset shards, and this is {found.kind}. Leave them out")
-    if options.holdout and set(found.files) & {"train", "validation"} != {"train"}:
+        raise UserError(f"--label and --image are for WebDataset shards, and this is {origin.kind}. Leave them out")
+    if options.holdout and set(origin.files) & {"train", "validation"} != {"train"}:
         raise UserError(
-            f"--holdout takes from train for validation, but there is {', '.join(found.files)}. Leave it out"
+            f"--holdout takes from train for validation, but there is {', '.join(origin.files)}. Leave it out"
         )
-    if options.val_labels and (found.kind in (CLASS_FOLDERS, CLASS_TARS) or "validation" not in found.files):
+    if options.val_labels and (origin.kind in (CLASS_FOLDERS, CLASS_TARS) or "validation" not in origin.files):
         raise UserError("--val-labels is for ImageNet's validation images, and there are none. Leave it out")
 
 
@@ -128,7 +128,7 @@ def _recorded(options: Options, classes: list[str] | None) -> dict[str, Any]:
     return recorded
 
 
-def _pack_jobs(found: Found, contents: sets.Sets, options: Options, part: Path) -> dict[str, list[Job]]:
+def _pack_jobs(origin: Origin, contents: sets.Sets, options: Options, part: Path) -> dict[str, list[Job]]:
     label_of = {name: label for label, name in enumerate(contents.classes)}
     jobs: dict[str, list[Job]] = {}
     for name, members in contents.sources.items():
@@ -139,7 +139,7 @@ def _pack_jobs(found: Found, contents: sets.Sets, options: Options, part: Path) 
         per_shard = options.shard_images or min(SHARD_IMAGES, max(50, -(-len(keyed) // 8)))
         jobs[name] = [
             PackJob(
-                root=found.root,
+                root=origin.root,
                 tar=part / name / f"shard-{number:06d}.tar",
                 record=part / staging.RECORDS / f"{name}-{number:06d}.json",
                 members=keyed[start : start + per_shard],
@@ -153,28 +153,28 @@ def _pack_jobs(found: Found, contents: sets.Sets, options: Options, part: Path) 
     return jobs
 
 
-def _scan_jobs(found: Found, classes: list[str] | None, options: Options, part: Path) -> dict[str, list[Job]]:
+def _scan_jobs(origin: Origin, classes: list[str] | None, options: Options, part: Path) -> dict[str, list[Job]]:
     records = part / staging.RECORDS
     jobs: dict[str, list[Job]] = {}
-    for name, files in found.files.items():
+    for name, files in origin.files.items():
         jobs[name] = []
         (part / name).mkdir(exist_ok=True)
         for number, file in enumerate(files):
-            place = found.root / file.name
-            if found.compressed:  # each sample must be reached directly
+            place = origin.root / file.name
+            if origin.compressed:  # each sample must be reached directly
                 place = part / name / f"shard-{number:06d}.tar"
-            elif found.url:
+            elif origin.url:
                 place = records / f"{name}-{number:06d}.tar"
             jobs[name].append(
                 ScanJob(
                     tar=place,
-                    name=place.name if found.compressed else file.name,
+                    name=place.name if origin.compressed else file.name,
                     record=records / f"{name}-{number:06d}.json",
-                    url=f"{found.url}/{file.name}" if found.url else None,
+                    url=f"{origin.url}/{file.name}" if origin.url else None,
                     listed_size=file.size,
                     layout=options.layout,
                     names=numbers(classes),
-                    compressed=found.root / file.name if found.compressed else None,
+                    compressed=origin.root / file.name if origin.compressed else None,
                 )
             )
     return jobs
@@ -207,7 +207,7 @@ def _run(part: Path, jobs: list[Job], workers: int, say: Callable[[str], None], 
 def _finish(
     part: Path,
     out: Path,
-    found: Found,
+    origin: Origin,
     classes: list[str] | None,
     jobs: dict[str, list[Job]],
     options: Options,
@@ -223,18 +223,18 @@ def _finish(
         if not any(record.shard.num_samples for record in rows):
             if not any(record.rejected for record in rows):
                 raise UserError(
-                    f"the set '{name}' has no image: there is none in {found.root}. Give files that hold some"
+                    f"the set '{name}' has no image: there is none in {origin.root}. Give files that hold some"
                 )
             raise UserError(f"the set '{name}' has no image left. {part / staging.REJECTED} says why. Mend its files")
     shards = {name: [(record.shard, record.columns) for record in rows] for name, rows in records.items()}
-    if found.kind == SHARDS:
-        classes = check_labels(found, shards, classes)
+    if origin.kind == SHARDS:
+        classes = check_labels(origin, shards, classes)
     assert classes is not None
     rgb = rgb_statistics([record.sums for record in records.get("train", []) if record.sums])
     for name, indexed in shards.items():
         shards_root = "."
-        if found.kind == SHARDS and not found.compressed:
-            shards_root = found.url or os.path.relpath(found.root, out / name)
+        if origin.kind == SHARDS and not origin.compressed:
+            shards_root = origin.url or os.path.relpath(origin.root, out / name)
         indexing.write(part / name, indexed, classes, shards_root, rgb, options.layout)
     return {
         "sets": {

@@ -73,14 +73,14 @@ def _samples(tar: tarfile.TarFile, path: Path, problem: Problem, layout: Layout)
         if not member.name.isprintable():
             problem(path, "", "name", f"the name {member.name!r} is no UTF-8, or not printable. Make this shard again")
             continue
-        found = layout.split(member.name, key)
-        if found and (member.islnk() or member.issym()) and layout.is_sample([found[1]]):
+        parts = layout.split(member.name, key)
+        if parts and (member.islnk() or member.issym()) and layout.is_sample([parts[1]]):
             what = f"'{member.name}' is a link to '{member.linkname}'. Make this shard with tar --hard-dereference -h"
-            problem(path, found[0], "sparse", what)
+            problem(path, parts[0], "sparse", what)
             continue
-        if not member.isfile() or not found:
+        if not member.isfile() or not parts:
             continue
-        its_key, extension = found
+        its_key, extension = parts
         if member.issparse():  # its bytes are not where a reader of offsets looks for them
             problem(path, its_key, "sparse", f"'{member.name}' is stored with holes. Make this shard without tar -S")
             continue

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from pipeline.data.manifest import MANIFEST
 from pipeline.errors import UserError
 from pipeline.packing import imagenet
-from pipeline.packing.listing import ARCHIVES, CLASS_TARS, SPLIT_FOLDERS, File, Found
+from pipeline.packing.listing import ARCHIVES, CLASS_TARS, SPLIT_FOLDERS, File, Origin
 
 
 class Source(NamedTuple):
@@ -75,23 +75,23 @@ def _digest(text: str) -> bytes:
 
 
 def arrange(
-    found: Found,
+    origin: Origin,
     classes: list[str] | None = None,
     val_labels: Path | None = None,
     holdout: float = 0.0,
     seed: int = 0,
 ) -> Sets:
-    """Give each file of `found` (anything but shards) its class and set.
+    """Give each file of `origin` (anything but shards) its class and set.
 
     `holdout` moves that share of each class's training images, in 0..1, to validation. Raises UserError: a class that
     the list or training lacks, validation images without labels, a set left without images.
     """
-    if found.kind == CLASS_TARS:
-        by_set, implied = {name: list(_from_tars(listed)) for name, listed in found.files.items()}, None
-    elif found.kind == ARCHIVES:
-        by_set, implied = _from_archives(found, val_labels)
+    if origin.kind == CLASS_TARS:
+        by_set, implied = {name: list(_from_tars(listed)) for name, listed in origin.files.items()}, None
+    elif origin.kind == ARCHIVES:
+        by_set, implied = _from_archives(origin, val_labels)
     else:
-        by_set = {name: list(_from_folders(found, name, val_labels)) for name in found.files}
+        by_set = {name: list(_from_folders(origin, name, val_labels)) for name in origin.files}
         implied = None
     if classes is None and (implied is None or "train" in by_set):
         # Without training images it is a set to score on, whose classes launch.evaluate knows by name.
@@ -100,7 +100,9 @@ def arrange(
     classes = classes or implied or []
     spelt = {one_spelling(name): name for name in classes}  # as the list spells it, which other sets may have
     for name, members in by_set.items():
-        by_set[name] = [one._replace(class_name=spelt.get(one.class_name, one.class_name)) for one in members]
+        by_set[name] = [
+            member._replace(class_name=spelt.get(member.class_name, member.class_name)) for member in members
+        ]
         _check_classes(name, by_set[name], classes)
     if holdout:
         train = by_set["train"]
@@ -110,7 +112,7 @@ def arrange(
     for name, members in by_set.items():
         if not members:
             why = f" (--holdout {holdout})" if holdout else ""
-            raise UserError(f"{found.root}: the set '{name}' would hold no images{why}. Give it some, or leave it out")
+            raise UserError(f"{origin.root}: the set '{name}' would hold no images{why}. Give it some, or leave it out")
     return Sets(classes, by_set)
 
 
@@ -139,12 +141,12 @@ def _check_classes(name: str, members: list[Source], classes: list[str]) -> None
         )
 
 
-def _from_folders(found: Found, name: str, val_labels: Path | None) -> Iterator[Source]:
-    depth = 1 if found.kind == SPLIT_FOLDERS else 0
-    files = found.files[name]
+def _from_folders(origin: Origin, name: str, val_labels: Path | None) -> Iterator[Source]:
+    depth = 1 if origin.kind == SPLIT_FOLDERS else 0
+    files = origin.files[name]
     if depth and all(file.name.count("/") == 1 for file in files):  # Kaggle's val: images without class folders
         if val_labels is None:
-            folder = found.root / files[0].name.partition("/")[0]
+            folder = origin.root / files[0].name.partition("/")[0]
             raise UserError(
                 f"{folder} holds no class folders. Put the images of each class into one ({folder}/cat/1.jpg), or, for "
                 f"ImageNet's own validation images, give --val-labels LOC_val_solution.csv"
@@ -165,16 +167,16 @@ def _from_tars(listed: list[File]) -> Iterator[Source]:
         yield Source(name, file.tar, file.offset, file.size, one_spelling(file.name.split("/")[0]))
 
 
-def _from_archives(found: Found, val_labels: Path | None) -> tuple[dict[str, list[Source]], list[str] | None]:
-    devkit = found.root / imagenet.DEVKIT if "devkit" in found.files else None
+def _from_archives(origin: Origin, val_labels: Path | None) -> tuple[dict[str, list[Source]], list[str] | None]:
+    devkit = origin.root / imagenet.DEVKIT if "devkit" in origin.files else None
     by_set: dict[str, list[Source]] = {}
-    if "train" in found.files:
-        members: Iterable[imagenet.Member] = imagenet.train_images(found.root / imagenet.TRAIN)
+    if "train" in origin.files:
+        members: Iterable[imagenet.Member] = imagenet.train_images(origin.root / imagenet.TRAIN)
         by_set["train"] = [Source(m.name, imagenet.TRAIN, m.offset, m.size, m.synset) for m in members]
-    if "validation" in found.files:
-        images = imagenet.validation_images(found.root / imagenet.VALIDATION)
+    if "validation" in origin.files:
+        images = imagenet.validation_images(origin.root / imagenet.VALIDATION)
         if not images:
-            raise UserError(f"{found.root / imagenet.VALIDATION} holds no images. Fetch it again")
+            raise UserError(f"{origin.root / imagenet.VALIDATION} holds no images. Fetch it again")
         synsets = imagenet.validation_synsets([member.name for member in images], val_labels, devkit)
         by_set["validation"] = [
             Source(m.name, imagenet.VALIDATION, m.offset, m.size, synset)

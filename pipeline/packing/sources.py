@@ -1,6 +1,6 @@
 """What there is to pack: recognises the five kinds of SOURCE and lists its files by set, with names and sizes.
 
-In: a folder, a tar, a quoted glob, or a URL of shards. Out: `Found`, whose fingerprint changes when a file is added,
+In: a folder, a tar, a quoted glob, or a URL of shards. Out: `Origin`, whose fingerprint changes when a file is added,
 removed, renamed or changes its size. Nothing is opened here; `sets.py` gives the files their classes and keys.
 
     found = find("photos")
@@ -26,11 +26,11 @@ from pipeline.packing.folders import (
     split_files,
     subfolders,
 )
-from pipeline.packing.listing import ARCHIVES, CLASS_FOLDERS, LAYOUT, SPLIT_FOLDERS, SPLITS, File, Found
+from pipeline.packing.listing import ARCHIVES, CLASS_FOLDERS, LAYOUT, SPLIT_FOLDERS, SPLITS, File, Origin
 from pipeline.wording import counted
 
 
-def find(source: str, split: str | None = None) -> Found:
+def find(source: str, split: str | None = None) -> Origin:
     """Recognise SOURCE and list its files. `split` names the set of files that do not say which one they are for.
 
     Raises UserError with the next action: no such source, no class folders, no images, classes a level higher or
@@ -39,27 +39,27 @@ def find(source: str, split: str | None = None) -> Found:
     """
     path = Path(source)
     if is_remote(source):
-        found = remote_shards(source, split)
+        origin = remote_shards(source, split)
     elif path.is_dir():
-        found = _find_in_folder(path, split)
+        origin = _find_in_folder(path, split)
     elif path.is_file() and path.name in (imagenet.TRAIN, imagenet.VALIDATION, imagenet.DEVKIT):
         raise UserError(f"{path} is one of ImageNet's archives. Give the folder that holds it: {path.parent}")
     elif path.is_file() and not path.name.endswith(".tar") and not COMPRESSED.search(path.name):
         raise UserError(f"{path} is a file, neither a folder of images nor a .tar shard. Give a folder: {LAYOUT}")
     elif path.is_file() or glob.has_magic(source) or "{" in source:
-        found = shards([path] if path.is_file() else matching(source), split)
-        if not found.files:
+        origin = shards([path] if path.is_file() else matching(source), split)
+        if not origin.files:
             raise UserError(f"'{source}' matches no file. Quote the pattern and name .tar shards: 'data/train-*.tar'")
     else:
         raise UserError(f"{source} does not exist. Give a folder of images ({LAYOUT}) or of .tar shards")
-    if split and (found.kind in (SPLIT_FOLDERS, ARCHIVES) or set(found.files) != {split}):
-        raise UserError(f"--split {split}: {source} names its sets itself ({', '.join(found.files)}). Leave it out")
-    return found
+    if split and (origin.kind in (SPLIT_FOLDERS, ARCHIVES) or set(origin.files) != {split}):
+        raise UserError(f"--split {split}: {source} names its sets itself ({', '.join(origin.files)}). Leave it out")
+    return origin
 
 
-def _find_in_folder(path: Path, split: str | None) -> Found:
+def _find_in_folder(path: Path, split: str | None) -> Origin:
     if archives := _archives(path):
-        return Found(ARCHIVES, path.resolve(), archives)
+        return Origin(ARCHIVES, path.resolve(), archives)
     folders = subfolders(path)
     packed = _packed_files(path) or [tar for folder in folders for tar in _packed_files(folder)]
     if packed and not any(holds_images(folder) for folder in folders):
@@ -82,10 +82,10 @@ def _find_in_folder(path: Path, split: str | None) -> Found:
             check_level(folder, subfolders(folder), is_set=True)
         files, notes = split_files(path, named)
         notes += [f"left aside, no name of a set: {', '.join(aside)}"] if aside else []
-        return Found(SPLIT_FOLDERS, path.resolve(), files, tuple(notes))
+        return Origin(SPLIT_FOLDERS, path.resolve(), files, tuple(notes))
     check_level(path, folders)
     listed, notes = class_files(path, "", required=True)
-    return Found(CLASS_FOLDERS, path.resolve(), {split or "train": listed}, tuple(notes))
+    return Origin(CLASS_FOLDERS, path.resolve(), {split or "train": listed}, tuple(notes))
 
 
 def _archives(path: Path) -> dict[str, list[File]]:

@@ -38,7 +38,7 @@ def opener(path: Path) -> Callable[[Path, str], Any] | None:
         start = file.read(6)
     if start.startswith(b"\x28\xb5\x2f\xfd"):
         raise UserError(f"{path} is compressed with zstd. Unpack it first: zstd -d {shlex.quote(str(path))}")
-    return next((found for magic, found in _OPENERS.items() if start.startswith(magic)), None)
+    return next((opens for magic, opens in _OPENERS.items() if start.startswith(magic)), None)
 
 
 def unpack(compressed: Path, tar: Path) -> None:

@@ -61,7 +61,7 @@ def read_lines(path: Path) -> list[tuple[int, bytes]]:
 
     Raises UserError, naming file, line and field, for a line that no process of ours wrote.
     """
-    found = []
+    points = []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         try:
             step = _Line.model_validate_json(line).step
@@ -73,5 +73,5 @@ def read_lines(path: Path) -> list[tuple[int, bytes]]:
                 f"sed -i {number}d {shlex.quote(str(path))}"
             ) from None
         if line.endswith(b"\n"):
-            found.append((step, line))
-    return found
+            points.append((step, line))
+    return points

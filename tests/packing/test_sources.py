@@ -12,7 +12,7 @@ from pipeline.data import index
 from pipeline.errors import UserError
 from pipeline.packing import imagenet, sets, sources
 from pipeline.packing import pack as packing
-from pipeline.packing.listing import ARCHIVES, CLASS_FOLDERS, SHARDS, SPLIT_FOLDERS, File, Found
+from pipeline.packing.listing import ARCHIVES, CLASS_FOLDERS, SHARDS, SPLIT_FOLDERS, File, Origin
 
 SYNSETS = ["n01440764", "n01443537", "n01484850"]
 ILSVRC_NUMBER = {"n01440764": 3, "n01443537": 1, "n01484850": 2}  # on purpose not the sorted order
@@ -78,7 +78,7 @@ def refused(source, match: str, split=None, **options) -> None:
         sets.arrange(sources.find(str(source), split), **options)
 
 
-def names(found: Found, split: str) -> list[str]:
+def names(found: Origin, split: str) -> list[str]:
     return [file.name for file in found.files[split]]
 
 

@@ -17,21 +17,21 @@ def nvjpeg_version() -> tuple[int, int]:
     import nvidia
 
     file = f"libnvjpeg.so.{(torch.version.cuda or '13').partition('.')[0]}"  # of the CUDA version that DALI is for too
-    installed = [str(found) for folder in nvidia.__path__ for found in Path(folder).glob(f"*/lib/{file}")]
+    installed = [str(path) for folder in nvidia.__path__ for path in Path(folder).glob(f"*/lib/{file}")]
     for name in (*installed, file):
         try:
             library = ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
         except OSError:
             continue
         part = ctypes.c_int()
-        found = []
+        parts = []
         for number in range(2):  # MAJOR_VERSION, MINOR_VERSION of libraryPropertyType
             library.nvjpegGetProperty(number, ctypes.byref(part))
-            found.append(part.value)
+            parts.append(part.value)
         break
     else:
-        found = [0, 0]
-    version = found[0], found[1]
+        parts = [0, 0]
+    version = parts[0], parts[1]
     if version < SMOOTH_WINDOWS:
         warnings.warn(
             f"nvJPEG {version[0]}.{version[1]} cannot enlarge the colour planes of windows as Pillow does, so pixels "

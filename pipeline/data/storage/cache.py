@@ -153,12 +153,12 @@ class Cache:
 
     def _entries(self) -> list[_Entry]:
         entries = []
-        for found in os.scandir(self.folder):
-            match = NAME.fullmatch(found.name)
+        for file in os.scandir(self.folder):
+            match = NAME.fullmatch(file.name)
             with contextlib.suppress(FileNotFoundError):
                 if match:
-                    used_ns = found.stat().st_mtime_ns
-                    entries.append(_Entry(Path(found.path), int(match[1]), used_ns, bool(match[2])))
+                    used_ns = file.stat().st_mtime_ns
+                    entries.append(_Entry(Path(file.path), int(match[1]), used_ns, bool(match[2])))
         return entries
 
     @contextlib.contextmanager
@@ -221,9 +221,9 @@ def _fetch(url: str, part: Path, size: int, sha256: str, patience: Patience) -> 
 
     def check() -> None:
         with open(part, "rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                raise _wrong(f"{found} bytes, not {size}")
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes != size:
+                raise _wrong(f"{num_bytes} bytes, not {size}")
             digest = sha256_of(file)
             if digest != sha256:
                 raise _wrong(f"SHA-256 {digest[:12]}..., not {sha256[:12]}...", sure_twice=True)
@@ -236,9 +236,9 @@ def _fetch(url: str, part: Path, size: int, sha256: str, patience: Patience) -> 
         raise
 
 
-def _wrong(how: str, sure_twice: bool = False) -> Failure:
+def _wrong(difference: str, sure_twice: bool = False) -> Failure:
     return Failure(
-        f"the bytes there are not those of the manifest ({how})",
+        f"the bytes there are not those of the manifest ({difference})",
         "Copy the shard there again, or if it was changed on purpose, index the set again with launch.pack",
         again=True,
         sure_twice=sure_twice,

@@ -58,9 +58,9 @@ class Reader:
         """The bytes of a sample, after its cached shard has been compared with its checksum, and fetched again if they
         differ."""
         shard = int(self.index.shard[sample])
-        facts = self.index.shards[shard]
+        listed = self.index.shards[shard]
         if self.cache is not None:
-            self.cache.verify(self.index.location(shard), facts.size, facts.sha256)
+            self.cache.verify(self.index.location(shard), listed.size, listed.sha256)
         self._shards.pop(shard, None)
         return self.read(np.array([sample]))[0]
 
@@ -119,8 +119,8 @@ class Reader:
     def _open(self, shard: int) -> BinaryIO:
         if self.cache is None:
             return open(self.index.location(shard), "rb")
-        facts = self.index.shards[shard]
-        file = self.cache.open(self.index.location(shard), facts.size, facts.sha256)
+        listed = self.index.shards[shard]
+        file = self.cache.open(self.index.location(shard), listed.size, listed.sha256)
         assert file is not None  # only fetching ahead goes without
         return file
 

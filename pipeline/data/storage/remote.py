@@ -70,8 +70,8 @@ class Forbidden(UserError):
 
 def is_remote(where: str) -> bool:
     """Whether `where` is a URL: "scheme://..."."""
-    scheme, found, _ = where.partition("://")
-    return bool(scheme and found) and "/" not in scheme
+    scheme, separator, _ = where.partition("://")
+    return bool(scheme and separator) and "/" not in scheme
 
 
 def read_bytes(url: str, patience: Patience = PATIENT) -> bytes | None:
@@ -142,8 +142,8 @@ def list_files(pattern: str, patience: Patience = AT_START) -> list[tuple[str, i
 
     def look() -> list[tuple[str, int]]:
         files, path = _files(pattern, patience)
-        found = files.glob(path, detail=True) if has_magic(path) else {path: files.info(path)}
-        size_of = {files.unstrip_protocol(name): facts.get("size") for name, facts in found.items()}
+        listed = files.glob(path, detail=True) if has_magic(path) else {path: files.info(path)}
+        size_of = {files.unstrip_protocol(name): info.get("size") for name, info in listed.items()}
         return [(url, -1 if size is None else int(size)) for url, size in size_of.items()]
 
     return _tried(pattern, look, patience)

@@ -52,9 +52,9 @@ def is_right(file: BinaryIO, sha256: str) -> bool:
     """Whether an open file has this SHA-256. It is left at its beginning."""
     with open(file.fileno(), "rb", closefd=False) as content:
         content.seek(0)
-        found = sha256_of(content)
+        seen = sha256_of(content)
     file.seek(0)
-    return found == sha256
+    return seen == sha256
 
 
 def _is_marked(shard: Path) -> bool:
