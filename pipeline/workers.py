@@ -13,11 +13,14 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import forkserver
 from typing import Any
 
 from pipeline.errors import UserError
+
+# Given the total, what is done, the unit and perhaps the work: a context, whose function is told what is done now.
+ProgressBar = Callable[..., AbstractContextManager[Callable[[int], None]]]
 
 STUCK_S = 5.0  # after it was asked to stop, a worker that has not ends all the same
 

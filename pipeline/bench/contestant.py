@@ -1,6 +1,6 @@
 """What all contestants share: the task, the words they exchange with the driver, and a check of what they deliver.
 
-In: `start(task)` of a contestant, which gives an `Entry`. Out: a process that answers "go N" on its standard input with
+In: `start(task)` of a contestant, which gives an `Feed`. Out: a process that answers "go N" on its standard input with
 {"images": n, "seconds": s} on its standard output, until that input ends. Only the standard library and torch are
 imported, since FFCV lives in an environment of its own. See tests/benchmarks/README.md for the rules.
 """
@@ -46,7 +46,7 @@ class Task(NamedTuple):
         return self.device == "cuda"
 
 
-class Entry(NamedTuple):
+class Feed(NamedTuple):
     """Endless batches, how many of them may be ready before anybody asks, and the versions of what makes them.
 
     Limits and trainers yield anything once per batch, since they hand none over: `makes_batches` is False.
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
     makes_batches: bool = True
 
 
-def enter(start: Callable[[Task], Entry]) -> None:
+def enter(start: Callable[[Task], Feed]) -> None:
     """The life of a contestant: make the first batches, say so, then take turns."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not stand between the answers
@@ -68,17 +68,17 @@ def enter(start: Callable[[Task], Entry]) -> None:
 
     try:
         task = asked()
-        entry = start(task)
-        if entry.makes_batches:
-            entry = entry._replace(batches=(images.to(task.device, non_blocking=True) for images in entry.batches))
+        feed = start(task)
+        if feed.makes_batches:
+            feed = feed._replace(batches=(images.to(task.device, non_blocking=True) for images in feed.batches))
         batch = None
-        for _ in range(entry.ahead + 1):
-            batch = next(entry.batches)
-        if entry.makes_batches:
+        for _ in range(feed.ahead + 1):
+            batch = next(feed.batches)
+        if feed.makes_batches:
             check(batch, task)
-        answer(versions=entry.versions)
+        answer(versions=feed.versions)
         for line in sys.stdin:
-            images, seconds = turn(entry, task, int(line.removeprefix("go ")))
+            images, seconds = turn(feed, task, int(line.removeprefix("go ")))
             answer(images=images, seconds=seconds)
     except ModuleNotFoundError as missing:
         answer(failed=f"not installed: {missing}")
@@ -113,15 +113,15 @@ def words(task: Task) -> list[str]:
     return [f"--{name}={value}" for name, value in (named | {"model": task.model}).items()] + [*task.settings]
 
 
-def turn(entry: Entry, task: Task, num_images: int) -> tuple[int, float]:
+def turn(feed: Feed, task: Task, num_images: int) -> tuple[int, float]:
     """(images, seconds) of the batches that hold `num_images`, after those that may have been ready."""
-    for _ in range(entry.ahead):
-        next(entry.batches)
+    for _ in range(feed.ahead):
+        next(feed.batches)
     wait_for_gpu(task)
     num_batches = -(-num_images // task.batch)
     start = time.perf_counter()
     for _ in range(num_batches):
-        next(entry.batches)
+        next(feed.batches)
     wait_for_gpu(task)
     return num_batches * task.batch, time.perf_counter() - start
 

@@ -20,10 +20,10 @@ from pipeline.errors import UserError
 from pipeline.files import GO_ON, room
 
 BAD_IMAGES = "bad_images.tsv"
-Refuse = Callable[[str], None]
+TooManyBad = Callable[[str], None]
 
 
-def refuse(reason: str) -> None:
+def raise_too_many(reason: str) -> None:
     """Too many bad images end it at once."""
     raise UserError(reason)
 
@@ -44,7 +44,7 @@ class BadImages:
         index: Index,
         limit: int,
         run: Path | None = None,
-        too_many: Refuse = refuse,
+        too_many: TooManyBad = raise_too_many,
         reader: Reader | None = None,
     ):
         self.index = index

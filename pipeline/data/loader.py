@@ -18,7 +18,7 @@ import torch
 from pipeline import own
 from pipeline.config import Data
 from pipeline.data import crops
-from pipeline.data.bad_images import Refuse, refuse
+from pipeline.data.bad_images import TooManyBad, raise_too_many
 from pipeline.data.decoding.dali import Decoder
 from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.fields import Labels, Targets
@@ -72,7 +72,7 @@ def train_batches(
     device: torch.device,
     task: Targets | None = None,
     run: Path | None = None,
-    too_many_bad: Refuse = refuse,
+    too_many_bad: TooManyBad = raise_too_many,
 ) -> Iterator[Batch]:
     """This rank's micro-batches of `steps`, `micro_steps` a step.
 

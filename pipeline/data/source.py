@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Data
-from pipeline.data.bad_images import BadImages, Refuse, refuse
+from pipeline.data.bad_images import BadImages, TooManyBad, raise_too_many
 from pipeline.data.fields import Values, read
 from pipeline.data.geometry import Crops, clip
 from pipeline.data.index import Index
@@ -32,7 +32,7 @@ class Source:
         needs: Callable[[int], np.ndarray],
         machine_needs: Callable[[int], np.ndarray],
         run: Path | None = None,
-        too_many_bad: Refuse = refuse,
+        too_many_bad: TooManyBad = raise_too_many,
     ):
         self.index = index
         self.steps = steps

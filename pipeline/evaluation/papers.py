@@ -58,14 +58,14 @@ AVERAGES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class ScoredWeights:
     """One network: its settings, and the file of its weights."""
 
     config: Config
     weights: Path
 
 
-def compare(view: str, entries: Sequence[Entry], num_images: int, num_classes: int) -> str:
+def compare(view: str, entries: Sequence[ScoredWeights], num_images: int, num_classes: int) -> str:
     """The sentence behind "compare with:"; errors are top-1 / top-5 in %."""
     if (num_images, num_classes) != (ILSVRC_IMAGES, ILSVRC_CLASSES):
         whole = f"{ILSVRC_IMAGES:,} images of {ILSVRC_CLASSES:,} classes"
@@ -79,7 +79,7 @@ def compare(view: str, entries: Sequence[Entry], num_images: int, num_classes: i
     return row or "none: no paper has this ensemble in this view. Do not compare it with rows of single networks"
 
 
-def _row(view: str, entries: Sequence[Entry], names: Sequence[str]) -> str:
+def _row(view: str, entries: Sequence[ScoredWeights], names: Sequence[str]) -> str:
     if len(entries) == 1 and view == "centre" and (published := _of_torchvision(entries[0])):
         return published
     if not all(_is_the_papers(entry.config) for entry in entries):
@@ -107,7 +107,7 @@ def _is_the_papers(config: Config) -> bool:
     return whole and data.crop_px == 224 and data.interpolation == "bilinear" and data.antialias
 
 
-def _of_vgg(view: str, entries: Sequence[Entry], configurations: str) -> str:
+def _of_vgg(view: str, entries: Sequence[ScoredWeights], configurations: str) -> str:
     (trained, *others) = {entry.config.data.scale_px for entry in entries}
     scales = {_scales(view, entry.config) for entry in entries}
     kinds = "+".join(sorted({"150" if part.kind in ("50", "150") else part.kind for part in parse(view)}))
@@ -137,7 +137,7 @@ def _scales(view: str, config: Config) -> tuple[int, ...] | None:
     return tuple(sorted(scales.pop())) if len(scales) == 1 else None
 
 
-def _of_torchvision(entry: Entry) -> str:
+def _of_torchvision(entry: ScoredWeights) -> str:
     data = entry.config.data
     alike = [
         published

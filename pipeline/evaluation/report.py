@@ -19,7 +19,7 @@ from pipeline.data.index import Index
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.interval import wilson
 from pipeline.evaluation.outcomes import NO_CLASS, Outcomes
-from pipeline.evaluation.papers import Entry, compare
+from pipeline.evaluation.papers import ScoredWeights, compare
 from pipeline.evaluation.score import TOP, Score
 from pipeline.tracking.points import Media
 from pipeline.views import view_crops
@@ -47,7 +47,7 @@ class Evaluated:
     how: dict[str, Any]  # precision, device, processes, versions, quarantine_fingerprint
 
     def compare_with(self, view: str) -> str:
-        entries = [Entry(classifier.config, classifier.weights) for classifier in self.classifiers]
+        entries = [ScoredWeights(classifier.config, classifier.weights) for classifier in self.classifiers]
         return compare(view, entries, len(self.index), len(self.outputs))
 
 

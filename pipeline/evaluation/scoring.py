@@ -6,7 +6,7 @@ of it; then what was found, as report.py tells it.
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,7 @@ from pipeline.evaluation.report import Evaluated
 from pipeline.runtime import Runtime, start
 from pipeline.versions import versions
 from pipeline.whereabouts import EVALUATE, Whereabouts
-
-# Of the total, what is done, the unit and the work: a context that yields a function to call with what is done now.
-Meter = Callable[[int, int, str, str], AbstractContextManager[Callable[[int], None]]]
+from pipeline.workers import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def _matched(
     return outputs[0], shown
 
 
-def score(scoring: Scoring, meter: Meter, warn: Callable[[str], None]) -> Evaluated | None:
+def score(scoring: Scoring, meter: ProgressBar, warn: Callable[[str], None]) -> Evaluated | None:
     """Score every image; the result on the first rank, None on the others."""
     first, index = scoring.classifiers[0], scoring.index
     config = first.config

@@ -21,9 +21,9 @@ from pipeline.data.layout import WEBDATASET, Layout, numbers
 from pipeline.data.manifest import Shard
 from pipeline.errors import UserError
 from pipeline.linting import sizes
-from pipeline.linting.decode import Stored, decoded, disagreement, is_constant, quiet, raw_pixels
 from pipeline.linting.findings import Findings
 from pipeline.linting.picture import of_size, picture
+from pipeline.linting.pixels import Stored, decoded, disagreement, is_constant, quiet, raw_pixels
 from pipeline.packing.scan import Components, scan_shard
 from pipeline.workers import tick
 

@@ -6,8 +6,8 @@ be decoded, quarantine.tsv. The same sets give the same lint.json, at any number
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,17 @@ from pipeline.data.quarantine import Entry
 from pipeline.errors import UserError
 from pipeline.files import AGAIN, replace, whole
 from pipeline.linting import page, sizes, thumbnails
-from pipeline.linting.classes import balance
+from pipeline.linting.balance import balance
 from pipeline.linting.examine import Job, work
 from pipeline.linting.findings import Finding, Findings
 from pipeline.linting.repeats import Digests
 from pipeline.linting.target import Target, all_targets
 from pipeline.locks import locked
-from pipeline.workers import run
+from pipeline.workers import ProgressBar, run
 
 VERSION = 1
 JSON, PAGE = "lint.json", "lint.html"
 Report = dict[str, Any]
-Meter = Callable[[int, int, str, str], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,9 @@ class _Seen:
     digests: Digests
 
 
-def lint(sources: Sequence[str], out: Path | None, workers: int, meter: Meter, forget: bool = False) -> list[Linted]:
+def lint(
+    sources: Sequence[str], out: Path | None, workers: int, meter: ProgressBar, forget: bool = False
+) -> list[Linted]:
     """Look at every sample of `sources`, and at what they share; write the results to `out` (default: beside each).
 
     `forget` removes entries of the quarantine whose images are fine now. Raises UserError for a mistake in the
@@ -144,7 +145,7 @@ def _writable(folder: Path) -> Path:
         raise UserError(f"{folder} cannot be written to ({error.strerror}). Name a folder with --out FOLDER") from None
 
 
-def _examine(jobs: list[Job], workers: int, meter: Meter) -> None:
+def _examine(jobs: list[Job], workers: int, meter: ProgressBar) -> None:
     if not jobs:
         return
     total, unit = sum(job.size for job in jobs), "images" if jobs[0].by_image else "MB"

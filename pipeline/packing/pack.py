@@ -13,7 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,12 @@ from pipeline.packing.options import QUALITY, SHARD_IMAGES, Options
 from pipeline.packing.photo import rgb_statistics
 from pipeline.packing.shard import PackJob, ScanJob, finished, read_record, work
 from pipeline.wording import counted
-from pipeline.workers import run
+from pipeline.workers import ProgressBar, run
 
 VERSION = 3
 INDEX_BYTES = 128  # of an image, about
 
 Job = PackJob | ScanJob
-Meter = Callable[[int, int, str], AbstractContextManager[Callable[[int], None]]]
 
 
 @contextmanager
@@ -50,7 +49,7 @@ def pack(
     options: Options,
     workers: int,
     say: Callable[[str], None] = print,
-    meter: Meter = silent,
+    meter: ProgressBar = silent,
 ) -> dict[str, Any]:
     """Pack `source` to `out` and return what pack.json holds, and `doubts` that a person should read of.
 
@@ -180,7 +179,7 @@ def _scan_jobs(origin: Origin, classes: list[str] | None, options: Options, part
     return jobs
 
 
-def _run(part: Path, jobs: list[Job], workers: int, say: Callable[[str], None], meter: Meter) -> None:
+def _run(part: Path, jobs: list[Job], workers: int, say: Callable[[str], None], meter: ProgressBar) -> None:
     """Do the jobs that are not done yet, in `workers` processes. Raises UserError on a full disk."""
     todo = [job for job in jobs if not finished(job)]
     if len(todo) < len(jobs):

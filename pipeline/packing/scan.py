@@ -26,7 +26,7 @@ Components = dict[str, tuple[int, int]]  # extension -> (offset, size) in the ta
 Sample = Callable[[str, Components], None]  # is told of every sample's key and files, those with problems too
 
 
-def refuse(path: Path, key: str, kind: str, message: str) -> None:
+def refuse_sample(path: Path, key: str, kind: str, message: str) -> None:
     """The first problem ends the scan."""
     raise UserError(f"{path}: {message}")
 
@@ -34,7 +34,7 @@ def refuse(path: Path, key: str, kind: str, message: str) -> None:
 def scan_shard(
     path: Path,
     name: str | None = None,
-    problem: Problem = refuse,
+    problem: Problem = refuse_sample,
     sample: Sample = lambda key, components: None,
     layout: Layout = WEBDATASET,
     names: dict[str, int] | None = None,

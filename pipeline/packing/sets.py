@@ -1,6 +1,6 @@
 """Which image goes into which set, under which class and key.
 
-In: the files that `sources.find` lists. Out: the class list that all sets share, and the `Source`s of each set.
+In: the files that `sources.find` lists. Out: the class list that all sets share, and the `Photo`s of each set.
 A class's label is its place in the list: the sorted names of the training classes, or of all where
 no image is for training, unless a list is given.
 """
@@ -22,7 +22,7 @@ from pipeline.packing import imagenet
 from pipeline.packing.listing import ARCHIVES, CLASS_TARS, SPLIT_FOLDERS, File, Origin
 
 
-class Source(NamedTuple):
+class Photo(NamedTuple):
     """One image to pack: `size` bytes at `offset` of `file` (relative to SOURCE); `name` is what a person calls it."""
 
     name: str
@@ -37,7 +37,7 @@ class Sets:
     """`classes[label]` is a class's name; `sources` holds those of each set, in the order of the listing."""
 
     classes: list[str]
-    sources: dict[str, list[Source]]
+    sources: dict[str, list[Photo]]
 
 
 def read_classes(path: Path) -> list[str]:
@@ -116,20 +116,20 @@ def arrange(
     return Sets(classes, by_set)
 
 
-def _held_out(train: list[Source], holdout: float, seed: int) -> set[Source]:
+def _held_out(train: list[Photo], holdout: float, seed: int) -> set[Photo]:
     """The share `holdout` of each class, but never all of it. The fraction of an image that is left over counts as one
     in as many classes as it says, chosen by the class's name, so that other classes come and go without moving any."""
-    of_class: dict[str, list[Source]] = defaultdict(list)
+    of_class: dict[str, list[Photo]] = defaultdict(list)
     for source in train:
         of_class[source.class_name].append(source)
-    held: set[Source] = set()
+    held: set[Photo] = set()
     for name, members in of_class.items():
         count = min(len(members) - 1, int(len(members) * holdout + share(seed, name)))
         held.update(sorted(members, key=lambda source: share(seed, source.name))[:count])
     return held
 
 
-def _check_classes(name: str, members: list[Source], classes: list[str]) -> None:
+def _check_classes(name: str, members: list[Photo], classes: list[str]) -> None:
     known = set(classes)
     strange = sorted({source.class_name for source in members} - known)
     if strange:
@@ -141,7 +141,7 @@ def _check_classes(name: str, members: list[Source], classes: list[str]) -> None
         )
 
 
-def _from_folders(origin: Origin, name: str, val_labels: Path | None) -> Iterator[Source]:
+def _from_folders(origin: Origin, name: str, val_labels: Path | None) -> Iterator[Photo]:
     depth = 1 if origin.kind == SPLIT_FOLDERS else 0
     files = origin.files[name]
     if depth and all(file.name.count("/") == 1 for file in files):  # Kaggle's val: images without class folders
@@ -153,39 +153,39 @@ def _from_folders(origin: Origin, name: str, val_labels: Path | None) -> Iterato
             )
         files = sorted(files)
         synsets = imagenet.validation_synsets([file.name for file in files], val_labels, None)
-        yield from (Source(f.name, f.name, 0, f.size, synset) for f, synset in zip(files, synsets, strict=True))
+        yield from (Photo(f.name, f.name, 0, f.size, synset) for f, synset in zip(files, synsets, strict=True))
         return
     if val_labels is not None and name == "validation":
         raise UserError(f"--val-labels {val_labels}: the validation images lie in class folders already. Leave it out")
     for file in files:
-        yield Source(file.name, file.name, 0, file.size, one_spelling(file.name.split("/")[depth]))
+        yield Photo(file.name, file.name, 0, file.size, one_spelling(file.name.split("/")[depth]))
 
 
-def _from_tars(listed: list[File]) -> Iterator[Source]:
+def _from_tars(listed: list[File]) -> Iterator[Photo]:
     for file in listed:
         name = f"{file.tar}/{file.name}"
-        yield Source(name, file.tar, file.offset, file.size, one_spelling(file.name.split("/")[0]))
+        yield Photo(name, file.tar, file.offset, file.size, one_spelling(file.name.split("/")[0]))
 
 
-def _from_archives(origin: Origin, val_labels: Path | None) -> tuple[dict[str, list[Source]], list[str] | None]:
+def _from_archives(origin: Origin, val_labels: Path | None) -> tuple[dict[str, list[Photo]], list[str] | None]:
     devkit = origin.root / imagenet.DEVKIT if "devkit" in origin.files else None
-    by_set: dict[str, list[Source]] = {}
+    by_set: dict[str, list[Photo]] = {}
     if "train" in origin.files:
         members: Iterable[imagenet.Member] = imagenet.train_images(origin.root / imagenet.TRAIN)
-        by_set["train"] = [Source(m.name, imagenet.TRAIN, m.offset, m.size, m.synset) for m in members]
+        by_set["train"] = [Photo(m.name, imagenet.TRAIN, m.offset, m.size, m.synset) for m in members]
     if "validation" in origin.files:
         images = imagenet.validation_images(origin.root / imagenet.VALIDATION)
         if not images:
             raise UserError(f"{origin.root / imagenet.VALIDATION} holds no images. Fetch it again")
         synsets = imagenet.validation_synsets([member.name for member in images], val_labels, devkit)
         by_set["validation"] = [
-            Source(m.name, imagenet.VALIDATION, m.offset, m.size, synset)
+            Photo(m.name, imagenet.VALIDATION, m.offset, m.size, synset)
             for m, synset in zip(images, synsets, strict=True)
         ]
     return by_set, imagenet.devkit_synsets(devkit) if devkit else None
 
 
-def keyed(members: list[Source]) -> Iterator[tuple[str, Source]]:
+def keyed(members: list[Photo]) -> Iterator[tuple[str, Photo]]:
     """Each source with its key, class/stem: no dots (WebDataset's keys end at the first), at most 90 bytes, unique."""
     seen: set[str] = set()
     for source in members:

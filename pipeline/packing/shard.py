@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import PACK_ON, is_full, whole
 from pipeline.packing.photo import Rejected, add_pixels, no_pixels, prepare
 from pipeline.packing.scan import scan_shard
-from pipeline.packing.sets import Source
+from pipeline.packing.sets import Photo
 from pipeline.packing.tars import unpack
 from pipeline.workers import tick
 
@@ -35,7 +35,7 @@ class PackJob:
     root: Path
     tar: Path
     record: Path
-    members: list[tuple[str, int, Source]]
+    members: list[tuple[str, int, Photo]]
     statistics: bool
     short_side: int | None
     quality: int
@@ -173,7 +173,7 @@ def _writer(stream: io.BufferedIOBase):
     )
 
 
-def _read(root: Path, source: Source) -> bytes:
+def _read(root: Path, source: Photo) -> bytes:
     """The bytes of a source. Raises Rejected, or UserError if it is not what was listed."""
     if source.size < 0:
         raise Rejected("a link that leads nowhere")

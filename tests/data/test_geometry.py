@@ -19,7 +19,7 @@ from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.geometry import Crops, Placement, Placements, clip
 from pipeline.data.output import Normal, Output
 from pipeline.data.request import Request
-from pipeline.linting.decode import Told
+from pipeline.linting.pixels import Told
 from tests.data.decoding.test_decoder import refuse
 from tests.data.decoding.test_gpu_graphs import no_events, png
 

@@ -12,7 +12,7 @@ from pipeline.data.decoding import dali
 from pipeline.data.decoding.dali import Decoder
 from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.output import Output, resize
-from pipeline.linting.decode import Told
+from pipeline.linting.pixels import Told
 from tests.conftest import jpeg, photo
 from tests.data.decoding.test_decoder import raw_request, refuse, request
 

@@ -260,7 +260,7 @@ def test_want_of_memory_is_no_images_fault(monkeypatch, refuser):
     from pipeline.data.decoding import dali
     from pipeline.data.decoding.safe import Safe
     from pipeline.data.decoding.screen import Screen
-    from pipeline.linting.decode import Told
+    from pipeline.linting.pixels import Told
     from tests.data.decoding.test_decoder import GARBAGE, GOOD, refuse
     from tests.data.decoding.test_decoder import request as asked
 

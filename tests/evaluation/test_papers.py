@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.config_io import parse
-from pipeline.evaluation.papers import Entry, compare
+from pipeline.evaluation.papers import ScoredWeights, compare
 
 VGG_RECIPE = {"recipe": "vgg"}
 
 
-def entry(name: str, weights: str = "model.safetensors", **data) -> Entry:
+def entry(name: str, weights: str = "model.safetensors", **data) -> ScoredWeights:
     views = {"corners": data.pop("corners")} if "corners" in data else {}
-    return Entry(parse({"model": {"name": name}, "data": data, "evaluation": views}, "test"), Path(weights))
+    return ScoredWeights(parse({"model": {"name": name}, "data": data, "evaluation": views}, "test"), Path(weights))
 
 
-def sentence(view: str, *entries: Entry, images: int = 50_000, classes: int = 1000) -> str:
+def sentence(view: str, *entries: ScoredWeights, images: int = 50_000, classes: int = 1000) -> str:
     return compare(view, entries, images, classes)
 
 

@@ -22,7 +22,7 @@ from launch import pack, progress
 from launch.command import run
 from pipeline import hints
 from pipeline.data import index, quarantine
-from pipeline.linting import classes, decode, repeats
+from pipeline.linting import balance, pixels, repeats
 from pipeline.linting import lint as linting
 from pipeline.linting.examine import Job, work
 from pipeline.linting.findings import KINDS, Findings
@@ -346,8 +346,8 @@ def test_a_batch_with_bad_images_names_each_of_them_alone(tmp_path):
 
 def test_an_image_that_pillow_shows_otherwise_is_a_finding(tmp_path, monkeypatch):
     """No such kind is known, or it would be left to Pillow: here Pillow is another program."""
-    usual = decode.pixels
-    monkeypatch.setattr(decode, "pixels", lambda encoded: usual(encoded) ^ (encoded == _good(2)))
+    usual = pixels.pixels
+    monkeypatch.setattr(pixels, "pixels", lambda encoded: usual(encoded) ^ (encoded == _good(2)))
     record = _examined(tmp_path, [*_sample("same", _good(1)), *_sample("other", _good(2))])
     told = "sample 'other' differs in training from what Pillow shows, by up to 1 of 255 levels"
     assert record["findings"] == [["decoders_differ", "one.tar", "other", told]]
@@ -371,11 +371,11 @@ def test_many_findings_are_counted_and_the_first_listed():
 
 def test_classes_far_apart_and_a_wild_label():
     findings = Findings()
-    balance = classes.balance({0: 100, 1: 5, 999_999: 1}, None, findings)
+    counted = balance.balance({0: 100, 1: 5, 999_999: 1}, None, findings)
     assert findings.counts == {"label": 1, "imbalance": 1}
     assert "the largest label is 999999, but there are only 106 images" in findings.of("label")[0].message
-    assert balance["num_empty"] == 0
-    assert balance["smallest"]["label"] == 999_999
+    assert counted["num_empty"] == 0
+    assert counted["smallest"]["label"] == 999_999
 
 
 def test_equal_digests_are_grouped_in_order():

@@ -252,7 +252,7 @@ class TestSets:
             "c.d/naïve 猫.jpg",
             f"c.d/{'x' * 200}.jpg",
         ]
-        members = [sets.Source(name, name, 0, 1, name.split("/")[0]) for name in files]
+        members = [sets.Photo(name, name, 0, 1, name.split("/")[0]) for name in files]
         keys = [key for key, _ in sets.keyed(members)]
         assert keys[0] == "c_d/a"
         assert keys[3:5] == ["c_d/my_photo_v2", "c_d/naïve_猫"]

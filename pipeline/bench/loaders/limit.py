@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.bench.contestant import SEED, Entry, Task
+from pipeline.bench.contestant import SEED, Feed, Task
 
 NUM_PHOTOS = 4096  # at most; they are held in memory
 AHEAD = 2
@@ -30,7 +30,7 @@ def batches_of(num: int, batch: int) -> Iterator[np.ndarray]:
         yield rng.integers(0, num, batch)
 
 
-def pool(decode: Callable[[bytes], object], task: Task, versions: str) -> Entry:
+def pool(decode: Callable[[bytes], object], task: Task, versions: str) -> Feed:
     """Every photo wholly decoded by one of `task.cores` threads."""
     encoded = photos(task.folder)
     threads = ThreadPoolExecutor(task.cores)
@@ -49,4 +49,4 @@ def pool(decode: Callable[[bytes], object], task: Task, versions: str) -> Entry:
                     part_of.result()
                 yield None
 
-    return Entry(batches(), AHEAD + 1, versions, makes_batches=False)
+    return Feed(batches(), AHEAD + 1, versions, makes_batches=False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bench.contestant import Entry, Task, enter
+from pipeline.bench.contestant import Feed, Task, enter
 from pipeline.bench.loaders.ours import task_of
 from pipeline.data.decoding import dali as ours
 from pipeline.data.decoding.safe import Safe
@@ -35,7 +35,7 @@ class NobodyBad:
         raise ValueError(f"{len(ids)} photos cannot be decoded: {reasons[0]}")
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     from nvidia import dali
 
     index, data, order = task_of(task)
@@ -53,7 +53,7 @@ def start(task: Task) -> Entry:
         return torch.cuda.current_stream() if task.on_gpu else None
 
     batches = ours._run(cycle(requests), graph, safe, data.prefetch, stream)
-    return Entry((None for _ in batches), data.prefetch + 1, f"DALI {dali.__version__}", makes_batches=False)
+    return Feed((None for _ in batches), data.prefetch + 1, f"DALI {dali.__version__}", makes_batches=False)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from pipeline.bench.contestant import Entry, Task, enter
+from pipeline.bench.contestant import Feed, Task, enter
 from pipeline.bench.loaders.limit import pool
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     import cv2
 
     def decode(encoded: bytes) -> np.ndarray:

@@ -1,10 +1,10 @@
 """The limit of torchvision.io.decode_jpeg (libjpeg-turbo): full decoding to RGB, N threads."""
 
-from pipeline.bench.contestant import Entry, Task, enter, versions
+from pipeline.bench.contestant import Feed, Task, enter, versions
 from pipeline.bench.loaders.limit import pool
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, LR, MEAN, SEED, STD, Entry, Task, enter, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, LR, MEAN, SEED, STD, Feed, Task, enter, versions
 from pipeline.config import Config, Data
 from pipeline.config_io import apply, parse
 from pipeline.data.index import Index, load
@@ -13,7 +13,7 @@ from pipeline.runtime import RankInfo
 ALONE = RankInfo(rank=0, world=1, local_rank=0, local_world=1)
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     from nvidia import dali
 
     from pipeline.data.loader import train_batches
@@ -29,7 +29,7 @@ def start(task: Task) -> Entry:
         steps=range(0, 10**9),
     )
     ahead = 2 * data.prefetch + 2  # the decoder's and those that are being finished
-    return Entry((batch.images for batch in batches), ahead, f"DALI {dali.__version__}, {versions('torch')}")
+    return Feed((batch.images for batch in batches), ahead, f"DALI {dali.__version__}, {versions('torch')}")
 
 
 def config_of(task: Task) -> Config:

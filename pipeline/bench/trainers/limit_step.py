@@ -5,14 +5,14 @@ from itertools import repeat
 import numpy as np
 import torch
 
-from pipeline.bench.contestant import CROP_PX, SEED, Entry, Task, enter
+from pipeline.bench.contestant import CROP_PX, SEED, Feed, Task, enter
 from pipeline.bench.trainers.ours import NUM_CLASSES, names, stepper_of, steps
 from pipeline.data.loader import Batch
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     _, runtime, stepper = stepper_of(task)
-    return Entry(steps(stepper, repeat(batch_on(runtime.device, task.batch))), 1, names(), makes_batches=False)
+    return Feed(steps(stepper, repeat(batch_on(runtime.device, task.batch))), 1, names(), makes_batches=False)
 
 
 def batch_on(device: torch.device, rows: int) -> Batch:

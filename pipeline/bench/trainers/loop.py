@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from models.build import build
-from pipeline.bench.contestant import LR, SEED, Entry, Task, versions
+from pipeline.bench.contestant import LR, SEED, Feed, Task, versions
 
 NUM_CLASSES = 1000
 
 
-def over(loader: Entry, task: Task, *, dtype: torch.dtype, channels_last: bool) -> Entry:
+def over(loader: Feed, task: Task, *, dtype: torch.dtype, channels_last: bool) -> Feed:
     """Train over a loader's images; in `dtype` on a GPU (float16 with a GradScaler), in float32 on a CPU."""
     torch.manual_seed(SEED)
     torch.backends.cudnn.benchmark = True
@@ -37,4 +37,4 @@ def over(loader: Entry, task: Task, *, dtype: torch.dtype, channels_last: bool) 
             scaler.update()
             yield None
 
-    return Entry(steps(), loader.ahead, f"{loader.versions}, {versions('torch')}", makes_batches=False)
+    return Feed(steps(), loader.ahead, f"{loader.versions}, {versions('torch')}", makes_batches=False)

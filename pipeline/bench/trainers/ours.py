@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline import engine, network, optim
-from pipeline.bench.contestant import SEED, Entry, Task, enter, versions
+from pipeline.bench.contestant import SEED, Feed, Task, enter, versions
 from pipeline.bench.loaders.ours import config_of
 from pipeline.config import Config
 from pipeline.data.index import load
@@ -22,7 +22,7 @@ from pipeline.whereabouts import Whereabouts
 NUM_CLASSES = 1000
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     config, runtime, stepper = stepper_of(task)
     index = load(task.folder)
     batches = train_batches(
@@ -34,7 +34,7 @@ def start(task: Task) -> Entry:
         micro_steps=1,
         steps=range(0, 10**9),
     )
-    return Entry(steps(stepper, batches), 2 * config.data.prefetch + 2, names(), makes_batches=False)
+    return Feed(steps(stepper, batches), 2 * config.data.prefetch + 2, names(), makes_batches=False)
 
 
 def stepper_of(task: Task) -> tuple[Config, Runtime, engine.Stepper]:

@@ -7,12 +7,12 @@ itself, once, at the start.
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Feed, Task, enter
 
 PREFETCH = 2
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     import torch
     from nvidia import dali
     from nvidia.dali import fn, pipeline_def, types
@@ -55,7 +55,7 @@ def start(task: Task) -> Entry:
             images, _ = pipe.run()
             yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
-    return Entry(batches(), PREFETCH + 1, f"DALI {dali.__version__}")
+    return Feed(batches(), PREFETCH + 1, f"DALI {dali.__version__}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """FFCV over a .beton file, JPEG or raw, in FFCV's own Python: crop, flip and normalisation compiled, RANDOM order, the
 file in the operating system's cache. NormalizeImage runs on all threads; the permuted view is not copied."""
 
-from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter, epoch_of, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Feed, Task, enter, epoch_of, versions
 
 AHEAD = 3  # FFCV's default
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     import numpy as np
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -35,7 +35,7 @@ def start(task: Task) -> Entry:
         },
     )
     images = (images for _ in iter(int, 1) for images, _ in loader)
-    return Entry(images, AHEAD + 2, versions("ffcv", "numba"))
+    return Feed(images, AHEAD + 2, versions("ffcv", "numba"))
 
 
 if __name__ == "__main__":

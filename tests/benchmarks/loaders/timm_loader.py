@@ -5,12 +5,12 @@ With its prefetcher, which on the CPU too was faster: the workers send uint8, an
 
 from typing import Any
 
-from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, STD, Feed, Task, enter, epoch_of, versions
 
 PREFETCH = 2  # batches a worker: torch's default, which timm leaves as it is
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     import torch
     from timm.data import create_dataset, create_loader
 
@@ -36,7 +36,7 @@ def start(task: Task) -> Entry:
         **no_colours,
     )
     images = (images for _ in iter(int, 1) for images, _ in loader)
-    return Entry(images, task.cores * PREFETCH + 2, versions("timm", "torchvision"))
+    return Feed(images, task.cores * PREFETCH + 2, versions("timm", "torchvision"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """torchvision as its references have it: ImageFolder, PIL, RandomResizedCrop, DataLoader processes."""
 
-from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, STD, Feed, Task, enter, epoch_of, versions
 
 PREFETCH = 2  # batches a worker
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -31,7 +31,7 @@ def start(task: Task) -> Entry:
         pin_memory=task.on_gpu,
     )
     images = (images for _ in iter(int, 1) for images, _ in loader)
-    return Entry(images, task.cores * PREFETCH + 1, versions("torchvision", "torch", "pillow"))
+    return Feed(images, task.cores * PREFETCH + 1, versions("torchvision", "torch", "pillow"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """torchvision's newer way: decode_image to a uint8 tensor, v2 transforms, DataLoader processes."""
 
-from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, STD, Entry, Task, enter, epoch_of, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, STD, Feed, Task, enter, epoch_of, versions
 
 PREFETCH = 2  # batches a worker
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     import torch
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
@@ -37,7 +37,7 @@ def start(task: Task) -> Entry:
         pin_memory=task.on_gpu,
     )
     images = (images for _ in iter(int, 1) for images, _ in loader)
-    return Entry(images, task.cores * PREFETCH + 1, versions("torchvision", "torch"))
+    return Feed(images, task.cores * PREFETCH + 1, versions("torchvision", "torch"))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """webdataset as its documentation has it: shards drawn anew without end, a shuffle buffer, PIL, torchvision's
 transforms, batches made in the workers, WebLoader."""
 
-from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Entry, Task, enter, versions
+from pipeline.bench.contestant import AREA, ASPECT, CROP_PX, MEAN, SEED, STD, Feed, Task, enter, versions
 
 PREFETCH = 2  # batches a worker
 SHUFFLE = 1000
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     import webdataset
     from torchvision import transforms
 
@@ -32,7 +32,7 @@ def start(task: Task) -> Entry:
         photos, batch_size=None, num_workers=task.cores, prefetch_factor=PREFETCH, pin_memory=task.on_gpu
     )
     images = (images for images, _ in loader)
-    return Entry(images, task.cores * PREFETCH + 1, versions("webdataset", "torchvision"))
+    return Feed(images, task.cores * PREFETCH + 1, versions("webdataset", "torchvision"))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@ also normalises there, with CuPy; here the CPU's threads do."""
 
 import torch
 
-from pipeline.bench.contestant import Entry, Task, enter
+from pipeline.bench.contestant import Feed, Task, enter
 from pipeline.bench.trainers.loop import over
 from tests.benchmarks.loaders import ffcv_loader
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     return over(ffcv_loader.start(task), task, dtype=torch.float16, channels_last=True)
 
 

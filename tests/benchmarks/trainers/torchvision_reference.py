@@ -2,12 +2,12 @@
 
 import torch
 
-from pipeline.bench.contestant import Entry, Task, enter
+from pipeline.bench.contestant import Feed, Task, enter
 from pipeline.bench.trainers.loop import over
 from tests.benchmarks.loaders import torchvision_folder
 
 
-def start(task: Task) -> Entry:
+def start(task: Task) -> Feed:
     return over(torchvision_folder.start(task), task, dtype=torch.float16, channels_last=False)
 
 

@@ -18,7 +18,7 @@ from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.geometry import Crops
 from pipeline.data.output import Normal, Output
 from pipeline.data.request import Request
-from pipeline.linting.decode import Told
+from pipeline.linting.pixels import Told
 from tests.conftest import jpeg, photo
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.decoding.screen import Screen
 from pipeline.data.output import Output
 from pipeline.data.request import Request
-from pipeline.linting.decode import Told
+from pipeline.linting.pixels import Told
 from tests.conftest import jpeg, photo
 from tests.data.decoding.test_decoder import BROKEN, CPU, MEAN, STD, normal, pixels, raw_request, refuse, request
 from tests.data.decoding.test_screen import JPEG, SOUND, THUMBNAIL, TORN

@@ -162,7 +162,7 @@ import sys
 import numpy as np
 from pipeline.data.decoding import dali
 from pipeline.data.decoding.dali import Decoder
-from pipeline.linting.decode import Told
+from pipeline.linting.pixels import Told
 from tests.data.decoding.test_screen import JPEG, SMALLER, UNREADABLE, asked, photo, jpeg
 
 sound = [jpeg(photo(number, number % 5, 300, 400)) for number in range(64)]

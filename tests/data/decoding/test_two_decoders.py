@@ -13,7 +13,7 @@ from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.decoding.safe import Safe
 from pipeline.data.decoding.screen import Screen
 from pipeline.data.output import Output
-from pipeline.linting.decode import Told, disagreement
+from pipeline.linting.pixels import Told, disagreement
 from tests.data.decoding.test_decoder import refuse, request, run
 from tests.data.zoo import DEEP, JPEG, MUCH_TEXT, PHOTO, PLAIN, PX, REFUSED, RGB, ZOO, chunk, png, saved
 
