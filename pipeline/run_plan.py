@@ -57,8 +57,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
     network.check(config.model, config.data)
     if config.data.recipe not in RECIPES:
         own.find("data.recipe", config.data.recipe)
-    if config.task != "classification":
-        own.find("task", config.task, own.TASK)
+    task = own.find("task", config.task, own.TASK) if config.task != "classification" else None
     if config.train.compile and not c_compiler():
         raise UserError(
             "train.compile=true, but there is no C compiler here, which torch.compile calls. Install gcc, or set "
@@ -70,6 +69,10 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
             f"train.global_batch={config.train.global_batch} is more than the {index.num_samples} samples of "
             f"{config.data.train}. Choose at most {max(world, index.num_samples // world * world)}"
         )
+    if task:
+        from pipeline.data.fields import require  # which needs torch, as the task does
+
+        require(index, task.fields, config.task)
     config.train.split(world)
     if config.data.pca == "shards" and config.data.pca_std and index.rgb_covariance is None:
         raise UserError(

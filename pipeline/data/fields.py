@@ -49,8 +49,18 @@ class Labels:
 
 
 def read(index: Index, reader: Reader, names: Sequence[str], samples: np.ndarray) -> Values:
-    """The values of these fields of `samples`, ids [n]. Raises UserError for a field that the set does not have."""
+    """The values of these fields, which the set has, of `samples`, ids [n]."""
     return {name: FIELDS[name](index, reader, samples) for name in names}
+
+
+def require(index: Index, names: Sequence[str], task: str) -> None:
+    """Raises UserError for a field that there is not, or that the set does not have."""
+    if unknown := [name for name in names if name not in FIELDS]:
+        raise UserError(f"task={task}: there is no field {unknown[0]!r}, there are {', '.join(FIELDS)}")
+    if "boxes" in names and index.box is None:
+        raise UserError(f"{index.folder} has no boxes. Pack a set for detection")
+    if "mask" in names and index.mask_offset is None:
+        raise UserError(f"{index.folder} has no masks. Pack a set for segmentation")
 
 
 def decode_mask(encoded: np.ndarray) -> np.ndarray:
@@ -69,18 +79,13 @@ def _label(index: Index, reader: Reader, samples: np.ndarray) -> np.ndarray:
     return index.label[samples].astype(np.int64)
 
 
-def _boxes(index: Index, reader: Reader, samples: np.ndarray) -> list[Boxes]:
-    start, edges, labels, difficult = index.box_start, index.box, index.box_label, index.box_difficult
-    if start is None or edges is None or labels is None or difficult is None:
-        raise UserError(f"{index.folder} has no boxes. Pack a set for detection")
-    rows = [slice(*start[[sample, sample + 1]].tolist()) for sample in samples.tolist()]
-    return [Boxes(edges[some], labels[some], difficult[some]) for some in rows]
+def _boxes(index: Any, reader: Reader, samples: np.ndarray) -> list[Boxes]:
+    rows = [slice(*index.box_start[[sample, sample + 1]].tolist()) for sample in samples.tolist()]
+    return [Boxes(index.box[some], index.box_label[some], index.box_difficult[some]) for some in rows]
 
 
-def _mask(index: Index, reader: Reader, samples: np.ndarray) -> list[np.ndarray]:
+def _mask(index: Any, reader: Reader, samples: np.ndarray) -> list[np.ndarray]:
     """Encoded, for `decode_mask`: uint8 [size] each."""
-    if index.mask_offset is None or index.mask_size is None:
-        raise UserError(f"{index.folder} has no masks. Pack a set for segmentation")
     return reader.read_members(samples, index.mask_offset[samples], index.mask_size[samples])
 
 

@@ -22,7 +22,7 @@ from pipeline.data.bad_images import TooManyBad, raise_too_many
 from pipeline.data.decoding.dali import Decoder
 from pipeline.data.decoding.decoder import Workers, decode
 from pipeline.data.fields import Labels, Targets
-from pipeline.data.geometry import Placements
+from pipeline.data.geometry import Crops, Placements
 from pipeline.data.index import Index
 from pipeline.data.order import Order, machine_part, rank_part, sequential_batch
 from pipeline.data.output import Normal, Output
@@ -156,10 +156,29 @@ def eval_batches(
 def recipe(index: Index, data: Data) -> crops.Recipe:
     """The config's recipe as one function of (heights, widths, ids, seed, epoch)."""
     if data.recipe not in crops.RECIPES:
-        function = partial(own.find("data.recipe", data.recipe), crop_px=data.crop_px, pca=_pca(index, data))
-        return lambda *asked: crops.pack(**vars(function(*asked)))
+        return _own_recipe(index, data)
     choose, names = crops.RECIPES[data.recipe]
     return partial(choose, pca=_pca(index, data), **{name: getattr(data, name) for name in names})
+
+
+def _own_recipe(index: Index, data: Data) -> crops.Recipe:
+    """A user's own, whose windows are looked at: one that reaches beyond its image would end DALI's graph."""
+    function = partial(own.find("data.recipe", data.recipe), crop_px=data.crop_px, pca=_pca(index, data))
+
+    def choose(heights: np.ndarray, widths: np.ndarray, ids: np.ndarray, seed: int, epoch: int) -> Crops:
+        seen = crops.pack(**vars(function(heights, widths, ids, seed, epoch)))
+        inside = (seen.top >= 0) & (seen.left >= 0) & (seen.height > 0) & (seen.width > 0)
+        inside &= (seen.top + seen.height <= heights) & (seen.left + seen.width <= widths)
+        if not inside.all():
+            row = int(inside.argmin())
+            window = f"{seen.width[row]} x {seen.height[row]} px from left {seen.left[row]} and top {seen.top[row]}"
+            raise UserError(
+                f"data.recipe={data.recipe}: the window of sample {ids[row]}, {window}, does not lie in its image of "
+                f"{widths[row]} x {heights[row]} px"
+            )
+        return seen
+
+    return choose
 
 
 def _pca(index: Index, data: Data):

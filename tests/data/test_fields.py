@@ -104,9 +104,13 @@ def test_masks_and_boxes_follow_their_images(annotated):
 
 def test_a_set_without_them_says_so(photos):
     found = index.load(photos)
-    for name, wanted in (("boxes", "has no boxes"), ("mask", "has no masks")):
-        with pytest.raises(UserError, match=f"{photos} {wanted}"):
-            fields.read(found, Reader(found), [name], np.arange(2))
+    for name, said in (
+        ("boxes", f"{photos} has no boxes"),
+        ("mask", f"{photos} has no masks"),
+        ("box", "no field 'box'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fields.require(found, [name], "mine:Task")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "LA"])

@@ -10,6 +10,7 @@ import torch
 
 from pipeline import agreement
 from pipeline.config_io import parse
+from pipeline.data.geometry import Crops
 from pipeline.data.index import load
 from pipeline.data.loader import order_of, train_batches
 from pipeline.errors import UserError
@@ -19,6 +20,7 @@ from pipeline.run_plan import prepare
 from pipeline.runtime import RankInfo
 from pipeline.train import train
 from pipeline.whereabouts import Whereabouts
+from tests.tasks import invented
 from tests.tasks.invented import Mirrored
 
 HERE = "tests.tasks.invented"
@@ -72,6 +74,28 @@ def test_a_headline_that_no_checkpoint_could_hold_ends_the_run(tree, alone, monk
         lock_run(plan, alone),
     ):
         train(config, plan, alone, Whereabouts(plan.run, 0))
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 5, 5), (0, 0, 0, 5), (0, 0, 5, 999), (0, -3, 2, 2)])
+def test_a_window_outside_of_its_image_is_told(tree, photos, monkeypatch, box):
+    def outside(heights, widths, ids, seed, epoch, *, crop_px, pca):
+        top, left, height, width = (np.full(len(ids), edge) for edge in box)
+        return Crops(top, left, height, width, ids < 0, np.zeros((len(ids), 3)))
+
+    monkeypatch.setattr(invented, "corner", outside)
+    index, data = load(photos), parse(tree, "test").data
+    how: dict = {"rank_info": RankInfo(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 1, "task": Mirrored()}
+    with pytest.raises(
+        UserError, match=rf"data.recipe={HERE}:corner: the window of sample \d+, {box[3]} x {box[2]} px"
+    ):
+        next(train_batches(index, data, order_of(index, data, 10, seed=0), steps=range(1), **how))
+
+
+@pytest.mark.parametrize(("fields", "said"), [(("boxes",), "has no boxes"), (("boxen",), "there is no field 'boxen'")])
+def test_fields_that_a_set_lacks_are_told_before_a_gpu_is_touched(tree, monkeypatch, fields, said):
+    monkeypatch.setattr(Mirrored, "fields", fields)
+    with pytest.raises(UserError, match=said):
+        prepare(parse(tree, "test"), 1)
 
 
 def test_other_code_on_another_machine_is_told(tree, alone):
