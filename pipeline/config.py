@@ -18,7 +18,7 @@ from pydantic import (
 
 from pipeline.deepspeed_keys import check as check_deepspeed_keys
 from pipeline.errors import UserError
-from pipeline.own import check as check_own
+from pipeline.own import check_recipe, check_task
 from pipeline.views import Scales, view_crops
 from pipeline.views import parse as parse_view
 
@@ -33,8 +33,8 @@ def _view(value: Any) -> str:
 
 
 View = Annotated[str, BeforeValidator(_view)]
-Recipe = Annotated[str, AfterValidator(lambda name: check_own(name, ("alexnet", "vgg", "inception")))]
-Task = Annotated[str, AfterValidator(lambda name: check_own(name, ("classification",)))]
+Recipe = Annotated[str, AfterValidator(check_recipe)]
+Task = Annotated[str, AfterValidator(check_task)]
 
 
 class Section(BaseModel):

@@ -16,7 +16,20 @@ from pipeline.files import file_sha256
 
 _OWN = re.compile(r"\w+(\.\w+)*:\w+")
 # What a task has, see pipeline/tasks/task.py.
+TASKS = Path(__file__).parent / "tasks"
 TASK = ("fields", "num_counts", "targets", "loss", "counts", "scores", "require", "evaluate", "headline")
+
+
+def check_task(value: str) -> str:
+    """As `check`; known are the files in pipeline/tasks/."""
+    return check(value, sorted(path.stem for path in TASKS.glob("*.py") if path.stem not in ("__init__", "task")))
+
+
+def check_recipe(value: str) -> str:
+    """As `check`; known are those of pipeline/data/crops.py."""
+    from pipeline.data.crops import RECIPES
+
+    return check(value, RECIPES)
 
 
 def check(value: str, known: Collection[str]) -> str:
@@ -44,6 +57,11 @@ def find(key: str, value: str, has: Collection[str] = ()) -> Any:
     if missing := [attribute for attribute in has if not hasattr(thing, attribute)]:
         raise UserError(f"{key}={value}: {name} lacks {', '.join(missing)}, see docs/architecture.md, Contracts")
     return thing
+
+
+def find_task(value: str) -> Any:
+    """The class of `config.task`."""
+    return find("task", value if ":" in value else f"pipeline.tasks.{value}:{value.capitalize()}", TASK)
 
 
 def code_of(key: str, value: str) -> dict[str, str]:

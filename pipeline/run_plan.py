@@ -57,7 +57,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
     network.check(config.model, config.data)
     if config.data.recipe not in RECIPES:
         own.find("data.recipe", config.data.recipe)
-    task = own.find("task", config.task, own.TASK) if config.task != "classification" else None
+    task = own.find_task(config.task) if ":" in config.task else None
     if config.train.compile and not c_compiler():
         raise UserError(
             "train.compile=true, but there is no C compiler here, which torch.compile calls. Install gcc, or set "

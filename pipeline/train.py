@@ -219,12 +219,7 @@ def _evaluate(job: Job, validation: Index) -> None:
     model.eval()
     with torch.compiler.set_stance("force_eager"):  # train.compile is for training: other sizes would compile anew
         scores = task.evaluate(
-            model,
-            config,
-            validation,
-            runtime=runtime,
-            bf16=config.train.uses_bf16(runtime.on_gpu),
-            progress=lambda _: job.here.note(EVALUATE, progress.step),
+            model, validation, runtime=runtime, progress=lambda _: job.here.note(EVALUATE, progress.step)
         )
     model.train()
     error = task.headline(scores)
@@ -254,7 +249,7 @@ def _stepper(config: Config, plan: RunPlan, runtime: Runtime) -> engine.Stepper:
         if config.model.grow_from:
             network.grow(model, config.model)
     if plan.validation:
-        task_of(config).require(model.eval(), config)
+        task_of(config).require(model.eval())
     model.to(runtime.device).train()
     built = engine.build(model, optim.build(model, config.optimizer), config, runtime)
     if plan.checkpoint:

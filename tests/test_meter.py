@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline import checkpoint_writer, meter, train
+from pipeline.config import Config
 from pipeline.config_io import parse
 from pipeline.run_lock import lock_run
 from pipeline.run_plan import prepare
@@ -34,7 +35,7 @@ def meter_of(alone, points: list, wait_s: float, communication_s: float | None) 
     made = meter.Meter(
         parse({"train": {"global_batch": 10}}, "test"),
         alone,
-        SimpleNamespace(communication=watch, task=Classification()),  # type: ignore[arg-type]
+        SimpleNamespace(communication=watch, task=Classification(Config())),  # type: ignore[arg-type]
         SimpleNamespace(log=points.append),  # type: ignore[arg-type]
     )
     made.data_wait = SimpleNamespace(take_s=lambda: wait_s)  # type: ignore[assignment]

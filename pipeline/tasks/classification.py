@@ -7,7 +7,6 @@ loss sum] that add up over batches and ranks; counts below 2^53 stay exact in th
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -24,17 +23,18 @@ from pipeline.runtime import Runtime
 IGNORED = -1  # torch's ignore_index
 
 
-@dataclass(frozen=True)
 class Classification(Labels):
     """Outputs are logits, float32 [n, classes]; targets are labels, int64 [n]."""
 
-    label_smoothing: float = 0.0
     num_counts: ClassVar[int] = 4
+
+    def __init__(self, config: Config):
+        self.config = config
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Cross-entropy."""
         labels = _known(targets, valid)
-        smoothing = self.label_smoothing
+        smoothing = self.config.train.label_smoothing
         summed = F.cross_entropy(outputs, labels, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
         return summed / len(labels)
 
@@ -57,28 +57,22 @@ class Classification(Labels):
     def scores(self, counts: torch.Tensor) -> dict[str, float]:
         return score(counts).as_dict()
 
-    def require(self, network: nn.Module, config: Config) -> None:
+    def require(self, network: nn.Module) -> None:
         """Raises UserError if the network has no dense form, and a view needs one."""
-        require_views(network, config.data, config.evaluation.views)
+        require_views(network, self.config.data, self.config.evaluation.views)
 
     def evaluate(
-        self,
-        network: nn.Module,
-        config: Config,
-        index: Index,
-        *,
-        runtime: Runtime,
-        bf16: bool,
-        progress: Callable[[int], None],
+        self, network: nn.Module, index: Index, *, runtime: Runtime, progress: Callable[[int], None]
     ) -> dict[str, dict[str, float]]:
+        data, evaluation = self.config.data, self.config.evaluation
         outcomes = evaluate(
-            [ScoredModel(network, config.data, config.evaluation.corners)],
+            [ScoredModel(network, data, evaluation.corners)],
             index,
-            config.data,
-            config.evaluation.views,
+            data,
+            evaluation.views,
             runtime=runtime,
-            micro_batch=config.evaluation.micro_batch,
-            bf16=bf16,
+            micro_batch=evaluation.micro_batch,
+            bf16=self.config.train.uses_bf16(runtime.on_gpu),
             progress=progress,
         )
         return {view: score.as_dict() for view, score in outcomes.scores().items()}

@@ -16,7 +16,6 @@ from pipeline.config import Config
 from pipeline.data.fields import Targets
 from pipeline.data.index import Index
 from pipeline.runtime import Runtime
-from pipeline.tasks.classification import Classification
 
 
 class Task(Targets, Protocol):
@@ -35,19 +34,12 @@ class Task(Targets, Protocol):
         """What is logged of counts of all ranks, by name. `loss` is among them."""
         ...
 
-    def require(self, network: nn.Module, config: Config) -> None:
+    def require(self, network: nn.Module) -> None:
         """Raises UserError if `network`, in evaluation mode, cannot be scored as the config wants it."""
         ...
 
     def evaluate(
-        self,
-        network: nn.Module,
-        config: Config,
-        index: Index,
-        *,
-        runtime: Runtime,
-        bf16: bool,
-        progress: Callable[[int], None],
+        self, network: nn.Module, index: Index, *, runtime: Runtime, progress: Callable[[int], None]
     ) -> dict[str, dict[str, float]]:
         """Score `network`, on the device and in evaluation mode, on each image of a set once: by view, figures by name.
         `progress` is told how many images are done. Called by all ranks together, the same on all."""
@@ -60,8 +52,7 @@ class Task(Targets, Protocol):
 
 
 def task_of(config: Config) -> Task:
-    """Raises UserError for a task of one's own that is not there."""
-    if config.task == "classification":
-        return Classification(config.train.label_smoothing)
-    task: Task = own.find("task", config.task, own.TASK)()
+    """`classification` is class Classification of classification.py; a user's own is called with the config, too.
+    Raises UserError if it is not there, or lacks a part of the contract."""
+    task: Task = own.find_task(config.task)(config)
     return task

@@ -30,6 +30,9 @@ class Mirrored:
     fields = ()
     num_counts = 3
 
+    def __init__(self, config: Config):
+        self.config = config
+
     def targets(self, values: Values, placements: Sequence[Placement]) -> torch.Tensor:
         return torch.tensor([float(placement.flip) for placement in placements])
 
@@ -45,23 +48,17 @@ class Mirrored:
         seen, wrong, loss = counts.tolist()
         return {"mirrored_error": wrong / seen, "loss": loss / seen}
 
-    def require(self, network: nn.Module, config: Config) -> None:
+    def require(self, network: nn.Module) -> None:
         pass
 
     def evaluate(
-        self,
-        network: nn.Module,
-        config: Config,
-        index: Index,
-        *,
-        runtime: Runtime,
-        bf16: bool,
-        progress: Callable[[int], None],
+        self, network: nn.Module, index: Index, *, runtime: Runtime, progress: Callable[[int], None]
     ) -> dict[str, dict[str, float]]:
+        data = self.config.data
         counts = torch.zeros(3, dtype=torch.float64)
         options = {"rank_info": runtime, "device": runtime.device, "micro_batch": 8}
         with torch.no_grad():
-            for batch in eval_batches(index, config.data, [Output(config.data.crop_px, square=True)], **options):
+            for batch in eval_batches(index, data, [Output(data.crop_px, square=True)], **options):
                 images = torch.stack(batch.images[0]).permute(0, 3, 1, 2) / 255
                 for flipped in (0.0, 1.0):
                     outputs = network(images.flip(3) if flipped else images)

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
+from pipeline.config import Config
 from pipeline.evaluation.score import Score
 from pipeline.tasks.classification import Classification, score
 
 
 def count(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Rows with label -1 are not valid, and have any other label."""
-    return Classification().counts(logits, labels.clamp(min=0), labels >= 0)
+    return Classification(Config()).counts(logits, labels.clamp(min=0), labels >= 0)
 
 
 def batch(rows: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline import agreement
+from pipeline.config import Config
 from pipeline.config_io import parse
 from pipeline.data.geometry import Crops
 from pipeline.data.index import load
@@ -84,7 +85,12 @@ def test_a_window_outside_of_its_image_is_told(tree, photos, monkeypatch, box):
 
     monkeypatch.setattr(invented, "corner", outside)
     index, data = load(photos), parse(tree, "test").data
-    how: dict = {"rank_info": RankInfo(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 1, "task": Mirrored()}
+    how: dict = {
+        "rank_info": RankInfo(0, 1, 0, 1),
+        "device": torch.device("cpu"),
+        "micro_steps": 1,
+        "task": Mirrored(Config()),
+    }
     with pytest.raises(
         UserError, match=rf"data.recipe={HERE}:corner: the window of sample \d+, {box[3]} x {box[2]} px"
     ):
@@ -110,7 +116,12 @@ def test_other_code_on_another_machine_is_told(tree, alone):
 def test_targets_follow_the_placement_and_colours_the_recipe(tree, photos):
     index, data = load(photos), parse(tree, "test").data
     order = order_of(index, data, 10, seed=0)
-    how: dict = {"rank_info": RankInfo(0, 1, 0, 1), "device": torch.device("cpu"), "micro_steps": 1, "task": Mirrored()}
+    how: dict = {
+        "rank_info": RankInfo(0, 1, 0, 1),
+        "device": torch.device("cpu"),
+        "micro_steps": 1,
+        "task": Mirrored(Config()),
+    }
     for step, batch in enumerate(train_batches(index, data, order, steps=range(0, 7), **how)):
         mirrored = (batch.ids + step // 5) % 2 == 1
         assert batch.targets.tolist() == mirrored.astype(float).tolist()
