@@ -18,7 +18,7 @@ from pydantic import (
 
 from pipeline.deepspeed_keys import check as check_deepspeed_keys
 from pipeline.errors import UserError
-from pipeline.own import check_recipe, check_task
+from pipeline.own import check_recipe, check_task, check_tracker
 from pipeline.views import Scales, view_crops
 from pipeline.views import parse as parse_view
 
@@ -35,6 +35,7 @@ def _view(value: Any) -> str:
 View = Annotated[str, BeforeValidator(_view)]
 Recipe = Annotated[str, AfterValidator(check_recipe)]
 Task = Annotated[str, AfterValidator(check_task)]
+Tracker = Annotated[str, AfterValidator(check_tracker)]
 
 
 class Section(BaseModel):
@@ -317,8 +318,9 @@ class Config(Section):
     """Run folder: checkpoints, metrics.jsonl, config.yaml; training goes on where it stopped. Default: runs/CONFIG."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the order, the windows, the colours, the initial weights and dropout."""
-    tracking: Literal["wandb", "none"] = "wandb"
-    """wandb: log to Weights & Biases, offline without an account or a network. metrics.jsonl is written in any case."""
+    tracking: Tracker = "wandb"
+    """wandb: log to Weights & Biases, offline without an account or a network; none; or package.module:class of your
+    own, see pipeline/tracking/sink.py. metrics.jsonl is written in any case."""
     task: Task = "classification"
     """What is learned: classification, or package.module:class of your own, see pipeline/tasks/task.py."""
     data: Data = Data()

@@ -15,14 +15,20 @@ from pipeline.errors import UserError
 from pipeline.files import file_sha256
 
 _OWN = re.compile(r"\w+(\.\w+)*:\w+")
+TASKS, TRACKING = (Path(__file__).parent / folder for folder in ("tasks", "tracking"))
 # What a task has, see pipeline/tasks/task.py.
-TASKS = Path(__file__).parent / "tasks"
 TASK = ("fields", "num_counts", "targets", "loss", "counts", "scores", "require", "evaluate", "headline")
 
 
 def check_task(value: str) -> str:
     """As `check`; known are the files in pipeline/tasks/."""
     return check(value, sorted(path.stem for path in TASKS.glob("*.py") if path.stem not in ("__init__", "task")))
+
+
+def check_tracker(value: str) -> str:
+    """As `check`; known are none, and the files in pipeline/tracking/ that are trackers."""
+    others = ("__init__", "points", "sink", "journal", "console", "jsonl")
+    return check(value, ["none", *sorted(path.stem for path in TRACKING.glob("*.py") if path.stem not in others)])
 
 
 def check_recipe(value: str) -> str:
@@ -44,16 +50,17 @@ def check(value: str, known: Collection[str]) -> str:
 def find(key: str, value: str, has: Collection[str] = ()) -> Any:
     """The function or class that `package.module:name` stands for. Raises UserError if there is none, or it lacks one
     of the attributes that it must have."""
-    module, _, name = value.partition(":")
+    path, _, name = value.partition(":")
     try:
-        thing = getattr(importlib.import_module(module), name)
+        module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         # Only the module that was named is a mistake of the config; one that it imports itself is not.
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise
         raise UserError(f"{key}={value}: there is no module {error.name}; is it installed, or on PYTHONPATH?") from None
-    except AttributeError:
-        raise UserError(f"{key}={value}: module {module} has no {name}") from None
+    thing = getattr(module, name, None)
+    if thing is None:
+        raise UserError(f"{key}={value}: module {path} has no {name}")
     if missing := [attribute for attribute in has if not hasattr(thing, attribute)]:
         raise UserError(f"{key}={value}: {name} lacks {', '.join(missing)}, see docs/architecture.md, Contracts")
     return thing
@@ -62,6 +69,11 @@ def find(key: str, value: str, has: Collection[str] = ()) -> Any:
 def find_task(value: str) -> Any:
     """The class of `config.task`."""
     return find("task", value if ":" in value else f"pipeline.tasks.{value}:{value.capitalize()}", TASK)
+
+
+def find_tracker(value: str) -> Any:
+    """The class of `config.tracking`."""
+    return find("tracking", value if ":" in value else f"pipeline.tracking.{value}:{value.capitalize()}")
 
 
 def code_of(key: str, value: str) -> dict[str, str]:

@@ -16,7 +16,6 @@ from pipeline.config import Config
 from pipeline.config_io import parse, resolved
 from pipeline.data import quarantine
 from pipeline.data.bad_images import BadImages
-from pipeline.data.crops import RECIPES
 from pipeline.data.index import QUARANTINE, Index
 from pipeline.data.manifest import MANIFEST
 from pipeline.data.storage.mirror import open_set
@@ -55,9 +54,6 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
         )
     builds.require_dali()
     network.check(config.model, config.data)
-    if config.data.recipe not in RECIPES:
-        own.find("data.recipe", config.data.recipe)
-    task = own.find_task(config.task) if ":" in config.task else None
     if config.train.compile and not c_compiler():
         raise UserError(
             "train.compile=true, but there is no C compiler here, which torch.compile calls. Install gcc, or set "
@@ -69,10 +65,7 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
             f"train.global_batch={config.train.global_batch} is more than the {index.num_samples} samples of "
             f"{config.data.train}. Choose at most {max(world, index.num_samples // world * world)}"
         )
-    if task:
-        from pipeline.data.fields import require  # which needs torch, as the task does
-
-        require(index, task.fields, config.task)
+    _check_own_code(config, index)
     config.train.split(world)
     if config.data.pca == "shards" and config.data.pca_std and index.rgb_covariance is None:
         raise UserError(
@@ -105,6 +98,18 @@ def prepare(config: Config, world: int, verify: bool = True) -> RunPlan:
         return RunPlan(config.run, index, validation, fresh, None, ())
     progress = checkpoint.read(folder, verify)
     return RunPlan(config.run, index, validation, progress, folder, _changes(config, index, progress, folder))
+
+
+def _check_own_code(config: Config, index: Index) -> None:
+    """Raises UserError for a recipe, tracker or task of a user's own that is not there, or does not suit the set."""
+    if ":" in config.data.recipe:
+        own.find("data.recipe", config.data.recipe)
+    if ":" in config.tracking:
+        own.find_tracker(config.tracking)
+    if ":" in config.task:
+        from pipeline.data.fields import require  # which needs torch, as the task does
+
+        require(index, own.find_task(config.task).fields, config.task)
 
 
 def _check_run_folder(run: Path) -> None:

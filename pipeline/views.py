@@ -13,12 +13,23 @@ parts of a view alike. Without scales a part is scored at data.resize_px.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-KINDS = ("centre", "five", "ten", "50", "150", "dense")
 GRID = 5
+_FIVE = ["top left", "top right", "bottom left", "bottom right", "centre"]
+_GRID = [(row, column) for row in range(GRID) for column in range(GRID)]
+# Where the crops of a kind lie, and whether they are mirrored: not, or each of them too.
+KINDS: dict[str, tuple[Sequence[str | tuple[int, int]], tuple[bool, ...]]] = {
+    "centre": (["centre"], (False,)),
+    "five": (_FIVE, (False,)),
+    "ten": (_FIVE, (False, True)),
+    "50": (_GRID, (False, True)),
+    "150": (_GRID, (False, True)),
+    "dense": (["dense"], (False, True)),
+}
 _PART = re.compile(r"([a-z0-9]+)(?:@(\d+(?:-\d+)*))?")
 
 
@@ -69,12 +80,8 @@ def view_crops(view: str, scales: Scales) -> list[tuple[ViewCrop, float]]:
     for part in parts:
         three = part.kind == "150"
         several = part.scales_px or (scales.three if three else (scales.one,))
-        crops = [
-            ViewCrop(px, place, mirrored)
-            for px in several
-            for mirrored in _mirrored(part.kind)
-            for place in _places(part.kind)
-        ]
+        places, mirroring = KINDS[part.kind]
+        crops = [ViewCrop(px, place, mirrored) for px in several for mirrored in mirroring for place in places]
         for crop in crops:
             weights[crop] = weights.get(crop, 0.0) + 1 / len(crops) / len(parts)
     return list(weights.items())
@@ -103,15 +110,3 @@ def crop_origin(crop: ViewCrop, height: int, width: int, crop_px: int, corners: 
         round(right * (width - crop_px)),
     )  # as torchvision's center_crop rounds
     return above + top, before + (width - crop_px - left if crop.mirrored else left)
-
-
-def _places(kind: str) -> list[str | tuple[int, int]]:
-    if kind in ("centre", "dense"):
-        return [kind]
-    if kind in ("50", "150"):
-        return [(row, column) for row in range(GRID) for column in range(GRID)]
-    return ["top left", "top right", "bottom left", "bottom right", "centre"]
-
-
-def _mirrored(kind: str) -> tuple[bool, ...]:
-    return (False,) if kind in ("centre", "five") else (False, True)

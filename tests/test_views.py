@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import CenterCrop, FiveCrop, TenCrop
 
+from pipeline import views
 from pipeline.config import Data
 from pipeline.views import Scales, ViewCrop, crop_origin, parse, view_crops
 
@@ -125,3 +126,12 @@ def test_views_that_are_none(view, reason):
 )
 def test_the_three_scales_are_those_of_vgg_section_4_2(settings, three):
     assert Data(**settings).scales().three == three
+
+
+def test_a_new_kind_of_view_is_a_line(monkeypatch):
+    """Of the invented one the corners alone are scored, at two scales."""
+    monkeypatch.setitem(views.KINDS, "corners", (views.KINDS["five"][0][:4], (False,)))
+    crops = dict(view_crops("corners@256-384", SCALES))
+    assert set(crops.values()) == {1 / 8}
+    origins = {crop_origin(crop, 256, 256, 224, "whole") for crop in crops if crop.scale_px == 256}
+    assert origins == {(0, 0), (0, 32), (32, 0), (32, 32)}

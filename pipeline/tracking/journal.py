@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.config import Config
+from pipeline.own import find_tracker
 from pipeline.tracking.jsonl import METRICS, JsonLines
 from pipeline.tracking.points import Media, Point
 from pipeline.tracking.sink import Sink
@@ -56,12 +57,10 @@ def open_journal(
     sinks: list[Sink] = [console] if console else []
     sinks.append(JsonLines(run / METRICS, resume_step))
     wandb_folder = None
-    if config.tracking == "wandb":
-        from pipeline.tracking.wandb import Wandb
-
-        tracker = Wandb(config, run, wandb_id)
+    if config.tracking != "none":
+        tracker: Sink = find_tracker(config.tracking)(config, run, wandb_id)
         sinks.append(tracker)
-        wandb_id, wandb_folder = tracker.id, tracker.folder
+        wandb_id, wandb_folder = tracker.id or wandb_id, tracker.folder
     try:
         yield Journal(sinks, wandb_id, wandb_folder)
     finally:

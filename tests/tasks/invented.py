@@ -1,6 +1,7 @@
-"""What a user may bring along without a change to this package: a crop recipe, a task, a network."""
+"""What a user may bring along without a change to this package: a crop recipe, a task, a tracker, a network."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from pipeline.data.index import Index
 from pipeline.data.loader import eval_batches
 from pipeline.data.output import Output
 from pipeline.runtime import Runtime
+from pipeline.tracking.points import Point
+from pipeline.tracking.sink import Sink
 
 
 def corner(heights, widths, ids, seed, epoch, *, crop_px: int, pca=None) -> Crops:
@@ -67,6 +70,19 @@ class Mirrored:
 
     def headline(self, scores: Mapping[str, Mapping[str, float]]) -> float:
         return scores["both"]["mirrored_error"]
+
+
+class Diary(Sink):
+    """Every point, as Python writes it, in a file of the run folder."""
+
+    def __init__(self, config: Config, run: Path, id: str | None):
+        self.file = open(run / "diary.txt", "a")  # noqa: SIM115
+
+    def log(self, point: Point) -> None:
+        print(point, file=self.file)
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def sized(num_classes: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A recipe, a task and a network that this package does not know, named in a config, train and are scored."""
+"""A recipe, a task, a tracker and a network that this package does not know, named in a config: they train."""
 
 import hashlib
 import json
@@ -33,6 +33,7 @@ def tree(photos, held_out, tmp_path) -> dict:
     return {
         "run": str(tmp_path / "run"),
         "task": f"{HERE}:Mirrored",
+        "tracking": f"{HERE}:Diary",
         "data": {**data, "recipe": f"{HERE}:corner", "mean": [0.0, 0, 0], "std": [1.0, 1, 1]},
         "model": {"name": f"{HERE}:sized"},
         "optimizer": {"lr": 0.01},
@@ -47,6 +48,7 @@ def test_they_train_and_are_scored(tree, alone):
     with lock_run(plan, alone):
         train(config, plan, alone, Whereabouts(plan.run, 0))
     points = [json.loads(line) for line in (plan.run / "metrics.jsonl").read_text().splitlines()]
+    assert (plan.run / "diary.txt").read_text() == "".join(f"{point}\n" for point in points)
     errors = [point["eval/both/mirrored_error"] for point in points if "eval/both/mirrored_error" in point]
     assert len(errors) == 3
     assert all(0 <= point["train/mirrored_error"] <= 1 for point in points if "train/loss" in point)
@@ -138,6 +140,8 @@ def test_targets_follow_the_placement_and_colours_the_recipe(tree, photos):
         ("task", "tests.tasks.nowhere:Task", "there is no module tests.tasks.nowhere"),
         ("task", f"{HERE}:Missing", f"module {HERE} has no Missing"),
         ("task", f"{HERE}:sized", "sized lacks fields, num_counts, targets, loss, counts, scores, require, evaluate,"),
+        ("tracking", "wanb", "Did you mean wandb?"),
+        ("tracking", f"{HERE}:missing", f"module {HERE} has no missing"),
         ("recipe", "inceptoin", "Did you mean inception?"),
         ("recipe", f"{HERE}:missing", f"module {HERE} has no missing"),
     ],
