@@ -11,6 +11,8 @@ from typing import IO
 
 from pipeline.errors import UserError
 
+TRIES = 100  # some network file systems give a file another number each time, and it never seems to be the same
+
 
 def lock(file: IO, wait: bool = True) -> bool:
     """Lock an open file until it is closed. False if another holds it and `wait` is false.
@@ -30,10 +32,10 @@ def lock(file: IO, wait: bool = True) -> bool:
 def locked(path: Path) -> Iterator[IO[bytes]]:
     """The file, made if it is not there, locked, and still the one of this name: another process may have replaced it
     while this one waited."""
-    while True:
+    for tries_left in reversed(range(TRIES)):
         with open(path, "a+b") as file:
             lock(file)
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            if not tries_left or (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
                 yield file
                 return
 

@@ -60,3 +60,9 @@ def test_an_error_leaves_the_old_one_and_no_half(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("classes.txt", "old")]
+
+
+def test_a_file_system_that_numbers_files_anew_is_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.samestat", lambda one, other: False)
+    replace(tmp_path / "a.json", b"whole", "")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("a.json", "whole")]
