@@ -3,7 +3,8 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # the scripts work from any folder
-PYTHON=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
+case $root in */site-packages) venv=$root/../../.. ;; *) venv=$root/.venv ;; esac # installed, or a checkout
+PYTHON=${PYTHON:-$([ -x "$venv/bin/python" ] && echo "$venv/bin/python" || echo python3)}
 
 cores=$(nproc)
 # Counted by their lines: without a driver it explains itself on stdout, and MIG slices have lines of their own.

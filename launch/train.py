@@ -18,7 +18,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         epilog="keys, with their defaults:\n" + describe(),
     )
-    parser.add_argument("config", help="a YAML file, for example configs/alexnet.yaml")
+    parser.add_argument(
+        "config", help="a YAML file, for example configs/alexnet.yaml: the package's own unless there is one here"
+    )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="changes to it, for example optimizer.lr=0.02"
     )

@@ -1,6 +1,7 @@
 """An installed package has all that a checkout has: each command's help, the demo's steps, recipes and scripts."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def installed(tmp_path_factory) -> Path:
     for name in filter(None, tracked.split("\0")):
         if not name.startswith("tests/") and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+            shutil.copy(ROOT / name, source / name)
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     [wheel] = folder.glob("*.whl")
@@ -68,3 +69,22 @@ def test_the_steps_of_the_demo(installed, tmp_path):
     told = run(installed, tmp_path, *python, "launch.evaluate", "runs/demo", "--views", "centre,ten")
     assert "written     runs/demo/evaluation.json" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "packed", "runs"]
+
+
+@pytest.mark.slow
+def test_recipes_and_scripts_are_there(installed):
+    for folder, pattern in (("configs", "*.yaml"), ("launch", "*.sh"), ("launch", "*.sbatch")):
+        names = {path.name for path in (ROOT / folder).glob(pattern)}
+        assert names
+        assert {path.name for path in (installed / folder).glob(pattern)} == names
+    assert os.access(installed / "launch" / "single_node.sh", os.X_OK)
+    assert (installed / "pipeline" / "evaluation" / "imagenet_synsets.txt").is_file()
+    assert not (installed / "tests").exists()
+
+
+@pytest.mark.slow
+def test_a_recipe_here_goes_before_the_packages_own(installed, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.yaml").write_text("data: {sclae: 1}\n")
+    with pytest.raises(AssertionError, match="sclae is no known key"):
+        run(installed, tmp_path, sys.executable, "-m", "launch.train", "configs/demo.yaml", "--check")
