@@ -3,8 +3,8 @@
 In: a folder, a tar, a quoted glob, or a URL of shards. Out: `Origin`, whose fingerprint changes when a file is added,
 removed, renamed or changes its size. Nothing is opened here; `sets.py` gives the files their classes and keys.
 
-    found = find("photos")
-    found.kind, found.files["train"][0].name
+    origin = find("photos")
+    origin.kind, origin.files["train"][0].name
 """
 
 import glob
