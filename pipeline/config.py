@@ -85,7 +85,8 @@ class Data(Section):
     """Most gigabytes (10^9 bytes) in that folder; the shards that were not used for longest go first."""
     recipe: Recipe = "alexnet"
     """How training windows are chosen: alexnet (a crop of the central square), vgg (random scale), inception (random
-    area and aspect ratio), or package.module:function of your own, called as those of pipeline/data/crops.py."""
+    area and aspect ratio), or package.module:function of your own, called as those of pipeline/data/crops.py with the
+    settings crop_px and pca."""
     crop_px: Positive = 224
     """Side of the square that the network sees, in pixels."""
     resize_px: Positive = 256
@@ -322,7 +323,8 @@ class Config(Section):
     """wandb: log to Weights & Biases, offline without an account or a network; none; or package.module:class of your
     own, see pipeline/tracking/sink.py. metrics.jsonl is written in any case."""
     task: Task = "classification"
-    """What is learned: classification, or package.module:class of your own, see pipeline/tasks/task.py."""
+    """What is learned: classification, or package.module:class of your own, see pipeline/tasks/task.py (launch.evaluate
+    and launch.export know classification alone)."""
     data: Data = Data()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()

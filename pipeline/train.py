@@ -186,7 +186,8 @@ def _print_end(job: Job) -> None:
     best = f", the best of step {best_step} (--best)" if best_step else ""
     where = [] if job.plan.validation else ["--data", "PACKED_SET"]
     job.journal.print_line(f"done: {run}, the last checkpoint of step {job.length.total}{best}")
-    job.journal.print_line(f"score it with: {hints.command('launch.evaluate', run, *where)}")
+    if ":" not in job.config.task:  # a task of one's own scores itself
+        job.journal.print_line(f"score it with: {hints.command('launch.evaluate', run, *where)}")
 
 
 def take_step(

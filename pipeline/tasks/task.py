@@ -42,7 +42,9 @@ class Task(Targets, Protocol):
         self, network: nn.Module, index: Index, *, runtime: Runtime, progress: Callable[[int], None]
     ) -> dict[str, dict[str, float]]:
         """Score `network`, on the device and in evaluation mode, on each image of a set once: by view, figures by name.
-        `progress` is told how many images are done. Called by all ranks together, the same on all."""
+        `progress` is told how many images are done. Called by all ranks together; each sees its share of the images, so
+        sums must be added over them (torch.distributed.all_reduce). Images of `eval_batches` are uint8: scale and
+        normalise them as training does (data.mean, data.std)."""
         ...
 
     def headline(self, scores: Mapping[str, Mapping[str, float]]) -> float:

@@ -105,7 +105,7 @@ def _score(key: str, value: float, digits: int = 1) -> str:
     if key in (keys.TRAIN_LOSS, keys.LEARNING_RATE) or name == "loss":
         return ""
     words = re.sub("^top([0-9])", "top-\\1", name).replace("_", " ")
-    return f"{words} {value:.{digits}%}"
+    return f"{words} {value:.{digits}%}" if name.endswith("_error") else f"{words} {value:.4g}"
 
 
 def _short(score: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -58,14 +59,16 @@ class Mirrored:
         self, network: nn.Module, index: Index, *, runtime: Runtime, progress: Callable[[int], None]
     ) -> dict[str, dict[str, float]]:
         data = self.config.data
+        mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
         counts = torch.zeros(3, dtype=torch.float64)
         options = {"rank_info": runtime, "device": runtime.device, "micro_batch": 8}
         with torch.no_grad():
             for batch in eval_batches(index, data, [Output(data.crop_px, square=True)], **options):
-                images = torch.stack(batch.images[0]).permute(0, 3, 1, 2) / 255
+                images = (torch.stack(batch.images[0]).permute(0, 3, 1, 2) / 255 - mean) / std  # as in training
                 for flipped in (0.0, 1.0):
                     outputs = network(images.flip(3) if flipped else images)
                     counts += self.counts(outputs, torch.full((len(images),), flipped), batch.valid)
+        dist.all_reduce(counts)  # each rank has seen its share
         return {"both": self.scores(counts)}
 
     def headline(self, scores: Mapping[str, Mapping[str, float]]) -> float:
