@@ -24,4 +24,4 @@ def test_files_that_are_named_are_there(document):
     named = set(
         re.findall(r"\b(?:pipeline|launch|models|tests|configs|docs)/[\w./-]+\.(?:py|sh|sbatch|md|yaml)\b", text)
     )
-    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+    assert [name for name in sorted(named) if "NAME" not in name and not (ROOT / name).is_file()] == []
